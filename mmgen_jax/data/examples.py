@@ -1,0 +1,191 @@
+"""What every data set gives: modalities, labels, and stored values by column."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from mmgen_jax.data.modality import Modality
+
+
+@runtime_checkable
+class Values(Protocol):
+  """Stored values that can be indexed by an int array; np.ndarray is one of them.
+
+  A set too large to be decoded as a whole gives its own, which decodes on access.
+  """
+
+  @property
+  def shape(self) -> tuple[int, ...]: ...
+
+  @property
+  def dtype(self) -> np.dtype: ...
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, indices, /) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """The stored values of one modality.
+
+  Attributes:
+    values: stored form, [k, *modality.shape], uint8 or int32; often memory-mapped.
+    rows: int32 [n], example i holds `values[rows[i]]`; None: it holds `values[i]`.
+    present: bool [n], which examples have this modality; None: all.
+  """
+
+  values: Any  # Values; Any, because NumPy's own stubs do not fit the protocol
+  rows: np.ndarray | None = None
+  present: np.ndarray | None = None
+
+  def __len__(self) -> int:
+    return len(self.values if self.rows is None else self.rows)
+
+  def take(self, indices: np.ndarray) -> np.ndarray:
+    """Stored values [b, *shape] of the examples at `indices`."""
+    return np.asarray(self.values[indices if self.rows is None else self.rows[indices]])
+
+  def __getstate__(self):
+    # A memory map goes to a loader's worker as a path: pickling it would copy the file.
+    state = dict(self.__dict__)
+    if isinstance(self.values, np.memmap) and not isinstance(
+      self.values.base, np.ndarray
+    ):
+      v = self.values
+      state["values"] = _MappedFile(str(v.filename), v.dtype.str, v.offset, v.shape)
+    return state
+
+  def __setstate__(self, state):
+    values = state["values"]
+    if isinstance(values, _MappedFile):
+      state = {**state, "values": values.open()}
+    self.__dict__.update(state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _MappedFile:
+  path: str
+  dtype: str
+  offset: int
+  shape: tuple[int, ...]
+
+  def open(self) -> np.memmap:
+    return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """What is known of a data set before any of it is read; enough to build models.
+
+  Attributes:
+    name: the data set's name.
+    modalities: {name: Modality}.
+    label_names: {label: what its integers mean}.
+    splits: the names `load` takes.
+  """
+
+  name: str
+  modalities: Mapping[str, Modality]
+  label_names: Mapping[str, tuple[str, ...]]
+  splits: tuple[str, ...] = ("train", "validation", "test")
+
+  def check_split(self, split: str) -> None:
+    """Raises ValueError if there is no such split."""
+    if split not in self.splits:
+      raise ValueError(f"{self.name} has no split {split!r}; it has {self.splits}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """One split of a data set, in stored form.
+
+  Attributes:
+    name: the data set's name.
+    split: the split's name.
+    modalities: {name: Modality}.
+    labels: {label: int32 [n]}.
+    label_names: {label: what its integers mean}; may be empty for free integers.
+    columns: {modality: Column}.
+    fingerprint: sha256 of all that the content follows from: builder version, options,
+      split.
+  """
+
+  name: str
+  split: str
+  modalities: Mapping[str, Modality]
+  labels: Mapping[str, np.ndarray]
+  label_names: Mapping[str, tuple[str, ...]]
+  columns: Mapping[str, Column]
+  fingerprint: str
+
+  def __post_init__(self):
+    if not self.columns or set(self.columns) != set(self.modalities):
+      raise ValueError(
+        f"{self.name}: columns {sorted(self.columns)} are not the modalities"
+        f" {sorted(self.modalities)}"
+      )
+    sizes = {name: len(column) for name, column in self.columns.items()}
+    sizes |= {f"label {name}": len(value) for name, value in self.labels.items()}
+    for name, column in self.columns.items():
+      if column.present is not None:
+        sizes[f"{name}.present"] = len(column.present)
+      if tuple(column.values.shape[1:]) != self.modalities[name].shape:
+        raise ValueError(
+          f"{self.name}: {name} is stored as {tuple(column.values.shape[1:])} per"
+          f" example, declared was {self.modalities[name].shape}"
+        )
+    if len(set(sizes.values())) != 1:
+      raise ValueError(f"{self.name}/{self.split}: lengths differ: {sizes}")
+    if not len(self):
+      raise ValueError(f"{self.name}/{self.split} holds no examples")
+
+  def __len__(self) -> int:
+    return len(next(iter(self.columns.values())))
+
+  @property
+  def present(self) -> dict[str, np.ndarray]:
+    """{modality: bool [n]}: which examples have it."""
+    return {
+      name: np.ones(len(self), bool) if column.present is None else column.present
+      for name, column in self.columns.items()
+    }
+
+  def rows(self, indices) -> dict[str, Any]:
+    """The stored rows of some examples, as a batch.
+
+    Args:
+      indices: int [b].
+
+    Returns:
+      `{modality: [b, ...], "mask": {modality: bool [b]}, "labels": {name: int32 [b]},
+      "index": int32 [b]}`.
+    """
+    indices = np.asarray(indices, np.int32)
+    batch: dict[str, Any] = {
+      name: column.take(indices) for name, column in self.columns.items()
+    }
+    batch["mask"] = {
+      name: np.ones(len(indices), bool) if c.present is None else c.present[indices]
+      for name, c in self.columns.items()
+    }
+    batch["labels"] = {
+      name: value[indices].astype(np.int32) for name, value in self.labels.items()
+    }
+    batch["index"] = indices
+    return batch
+
+  def select(self, names: Sequence[str]) -> "Examples":
+    """The same examples with only the modalities named."""
+    unknown = sorted(set(names) - set(self.modalities))
+    if unknown:
+      raise ValueError(
+        f"{self.name} has no modality {unknown}; it has {sorted(self.modalities)}"
+      )
+    return dataclasses.replace(
+      self,
+      modalities={n: m for n, m in self.modalities.items() if n in names},
+      columns={n: c for n, c in self.columns.items() if n in names},
+    )
