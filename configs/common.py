@@ -1,0 +1,75 @@
+"""What configs share: defaults, and the argument after the colon. No run of its own."""
+
+from ml_collections import ConfigDict
+
+
+def defaults(family: str) -> ConfigDict:
+  """Every field that any run has, with values that suit a laptop."""
+  return ConfigDict({
+    "family": family,
+    "seed": 0,
+    "batch_size": 64,  # global
+    "train_steps": 1000,
+    "updates_per_dispatch": 10,
+    "accumulate": 1,  # microbatches per update
+    "parallel": "jit",  # or "pmap"
+    "bfloat16": False,  # compute; parameters stay float32
+    "ema_decay": 0.99,
+    "nonfinite": "stop",  # or "skip", "rollback"
+    "max_rollbacks": 3,
+    "log_steps": 10,
+    "save_steps": 200,
+    "sample_steps": 200,
+    "keep_checkpoints": 2,
+    "data": {
+      "name": "sprites",
+      "options": {},
+      "feed": "resident",  # or "streamed"
+      "workers": 0,  # processes of the streamed feed
+      "missing_rate": 0.0,  # share of modalities hidden at training
+    },
+    "model": {},
+    "loss": {},
+    "optim": optim(1e-3),
+    "eval": {"num_examples": 3000, "batch_size": 500, "bootstrap": 1000},
+  })
+
+
+def optim(learning_rate: float, **changes) -> ConfigDict:
+  """An optimiser's fields: Adam, unless `changes` say otherwise."""
+  return ConfigDict({
+    "name": "adam",  # adam, adamw, sgd
+    "learning_rate": learning_rate,
+    "b1": 0.9,
+    "b2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.0,  # adamw
+    "clip_norm": 0.0,  # 0: none
+    "warmup_steps": 0,
+    "decay": "constant",  # or "cosine", over decay_steps to end_factor of the rate
+    "decay_steps": 1000,
+    "end_factor": 0.05,
+    **changes,
+  })
+
+
+def variant(config: ConfigDict, arg: str | None, **variants) -> ConfigDict:
+  """`config`, changed by the comma-separated names in `arg` (each a function of it).
+
+  Raises:
+    ValueError: for a name that is no variant.
+  """
+  for name in filter(None, (arg or "").split(",")):
+    if name not in variants:
+      raise ValueError(f"no variant {name!r}; there are {sorted(variants)}")
+    variants[name](config)
+  return config
+
+
+def smoke(config: ConfigDict) -> None:
+  """Four updates of eight examples, for tests."""
+  config.batch_size = 8
+  config.train_steps = config.save_steps = config.sample_steps = 4
+  config.updates_per_dispatch = config.log_steps = 2
+  config.eval.num_examples = config.eval.batch_size = 16
+  config.eval.bootstrap = 20

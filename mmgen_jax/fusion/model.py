@@ -1,0 +1,102 @@
+"""Model fusion: several experts q(z | x_m) into one posterior.
+
+Experts are diagonal Gaussians stacked on a first axis [m b z]. Which of them count is a
+boolean mask [m b], per example: missing data and subsets are values, never branches, so
+every pattern runs in one compiled step. What a masked expert says changes nothing, and
+no gradient comes from it, not even where it holds NaN.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+Gaussian = tuple[Float[Array, "b z"], Float[Array, "b z"]]
+
+
+def product_of_experts(
+  means: Float[Array, "m b z"],
+  logvars: Float[Array, "m b z"],
+  mask: Bool[Array, "m b"],
+  *,
+  prior_precision: float = 1.0,
+) -> Gaussian:
+  """Mean and log-variance [b z] of the product of the experts that `mask` keeps.
+
+  Precision T = t_0 + sum_m T_m and mean = sum_m T_m mu_m / T, where t_0 is the precision
+  of a N(0, 1 / t_0) prior expert. Wu and Goodman, "Multimodal Generative Models for
+  Scalable Weakly-Supervised Learning", 2018, eq. 3, https://arxiv.org/abs/1802.05335.
+
+  With no expert kept the product is the prior expert (and with `prior_precision=0`,
+  where that is not defined, N(0, I)).
+  """
+  keep = mask[..., None]
+  # Values are replaced before and after exp, so that masked NaN or inf leaves no trace
+  # in the gradient either.
+  means = jnp.where(keep, means, 0.0).astype(jnp.float32)
+  logvars = jnp.where(keep, logvars, 0.0).astype(jnp.float32)
+  precision = jnp.where(keep, jnp.exp(-logvars), 0.0)
+  total = precision.sum(0) + prior_precision
+  if prior_precision == 0.0:
+    total = jnp.where(mask.any(0)[:, None], total, 1.0)
+  return (precision * means).sum(0) / total, -jnp.log(total)
+
+
+def all_subsets(m: int) -> Bool[Array, "k m"]:
+  """The 2^m - 1 non-empty subsets of m modalities, as rows."""
+  index = jnp.arange(1, 2**m)
+  return (index[:, None] >> jnp.arange(m)) % 2 == 1
+
+
+def random_subset(
+  keys: Key[Array, "b"], present: Bool[Array, "m b"]
+) -> Bool[Array, "m b"]:
+  """A subset of each example's present modalities, uniform over the non-empty ones.
+
+  An example with nothing present gets the empty subset.
+  """
+  subsets = all_subsets(len(present))  # [k m]
+  possible = ~(subsets[:, :, None] & ~present[None]).any(1)  # [k b]
+  logits = jnp.where(possible, 0.0, -1e9).T
+  choice = jax.vmap(jax.random.categorical)(keys, logits)
+  return subsets[choice].T & present
+
+
+def mixture_of_products(
+  keys: Key[Array, "b"],
+  means: Float[Array, "m b z"],
+  logvars: Float[Array, "m b z"],
+  present: Bool[Array, "m b"],
+  *,
+  prior_precision: float = 1.0,
+) -> tuple[Gaussian, Bool[Array, "m b"]]:
+  """One component of the mixture of products of experts, and the subset it came from.
+
+  q(z | x) is the uniform mixture, over the non-empty subsets of the modalities that are
+  present, of the product of the subset's experts. Sutter, Daunhawer and Vogt,
+  "Generalized Multimodal ELBO", 2021, eq. 6, https://arxiv.org/abs/2105.02470. The
+  component is drawn per example, at random and not by its place in the batch.
+  """
+  subset = random_subset(keys, present)
+  product = product_of_experts(
+    means, logvars, subset, prior_precision=prior_precision
+  )
+  return product, subset
+
+
+def sample_gaussian(keys: Key[Array, "b"], q: Gaussian) -> Float[Array, "b z"]:
+  """A reparametrised sample of each example's Gaussian."""
+  mean, logvar = q
+  noise = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(keys)
+  return mean + jnp.exp(0.5 * logvar) * noise
+
+
+def precision_shares(
+  logvars: Float[Array, "m b z"], mask: Bool[Array, "m b"], *, prior_precision=1.0
+) -> Float[Array, "m b"]:
+  """How much each expert decided: its share of the total precision, mean over z.
+
+  Shares of the experts and of the prior expert sum to one; masked experts have 0.
+  """
+  keep = mask[..., None]
+  precision = jnp.where(keep, jnp.exp(-jnp.where(keep, logvars, 0.0)), 0.0)
+  return (precision / (precision.sum(0) + prior_precision)).mean(-1)

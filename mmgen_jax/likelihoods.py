@@ -1,0 +1,130 @@
+"""Observation models p(x | z): what a decoder's outputs mean.
+
+A decoder gives `outputs` numbers per value, as a last axis, and a Likelihood turns them
+into the log density of an example and into its mode. Images and sound are in [-1, 1].
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Likelihood(NamedTuple):
+  """An observation model, as two pure functions.
+
+  Attributes:
+    outputs: decoder outputs per value; for a categorical, the vocabulary's size.
+    log_prob: (params [b ... outputs], x [b ...]) -> nats per example, float32 [b].
+    mode: params -> the value that a sample shows, in model space [b ...].
+  """
+
+  outputs: int
+  log_prob: Callable[[Array, Array], Float[Array, "b"]]
+  mode: Callable[[Array], Array]
+
+
+def _per_example(x: Array) -> Float[Array, "b"]:
+  return x.astype(jnp.float32).reshape(len(x), -1).sum(-1)
+
+
+def gaussian(*, scale: float = 1.0) -> Likelihood:
+  r"""Normal with a fixed standard deviation.
+
+  log p = -(x - m)^2 / (2 s^2) - log s - log(2 pi) / 2, summed over values.
+  """
+
+  def log_prob(params, x):
+    error = (x - params[..., 0].astype(jnp.float32)) / scale
+    return _per_example(
+      -0.5 * error**2 - jnp.log(scale) - 0.5 * jnp.log(2 * jnp.pi)
+    )
+
+  return Likelihood(1, log_prob, lambda params: params[..., 0])
+
+
+def laplace(*, scale: float = 0.75) -> Likelihood:
+  """Laplace with a fixed scale: log p = -|x - m| / s - log 2 s, summed over values."""
+
+  def log_prob(params, x):
+    error = jnp.abs(x - params[..., 0].astype(jnp.float32)) / scale
+    return _per_example(-error - jnp.log(2 * scale))
+
+  return Likelihood(1, log_prob, lambda params: params[..., 0])
+
+
+def bernoulli() -> Likelihood:
+  """Bernoulli by logits, of y = (x + 1) / 2 in [0, 1].
+
+  log p = y log sigmoid(l) + (1 - y) log sigmoid(-l). For grey values between 0 and 1
+  this is the usual cross-entropy, which is not a normalised density.
+  """
+
+  def log_prob(params, x):
+    logits, y = params[..., 0].astype(jnp.float32), (x + 1.0) / 2.0
+    return _per_example(
+      y * jax.nn.log_sigmoid(logits) + (1.0 - y) * jax.nn.log_sigmoid(-logits)
+    )
+
+  return Likelihood(
+    1, log_prob, lambda params: 2.0 * jax.nn.sigmoid(params[..., 0]) - 1.0
+  )
+
+
+def categorical(*, classes: int) -> Likelihood:
+  """Categorical by logits, of integer x: log softmax(l)[x], summed over values."""
+
+  def log_prob(params, x):
+    logp = jax.nn.log_softmax(params.astype(jnp.float32), axis=-1)
+    return _per_example(jnp.take_along_axis(logp, x[..., None], axis=-1)[..., 0])
+
+  return Likelihood(classes, log_prob, lambda params: jnp.argmax(params, axis=-1))
+
+
+def discretised_logistic(*, levels: int = 256) -> Likelihood:
+  """A logistic integrated over each of `levels` bins of [-1, 1].
+
+  Kingma et al., "Improving Variational Inference with Inverse Autoregressive Flow",
+  2016, https://arxiv.org/abs/1606.04934, eq. 16: p(x) = F((x + d/2 - m) / s) -
+  F((x - d/2 - m) / s), with d the bin's width and the outermost bins taking the tails.
+  Outputs are m and log s (clipped below at -7).
+  """
+  half = 1.0 / (levels - 1)
+
+  def log_prob(params, x):
+    params = params.astype(jnp.float32)
+    mean, inv_s = params[..., 0], jnp.exp(-jnp.maximum(params[..., 1], -7.0))
+    upper, lower = inv_s * (x - mean + half), inv_s * (x - mean - half)
+    # log(F(u) - F(l)), without cancellation: F(u) F(-l) (1 - exp(l - u)).
+    inside = (
+      jax.nn.log_sigmoid(upper)
+      + jax.nn.log_sigmoid(-lower)
+      + jnp.log(-jnp.expm1(lower - upper))
+    )
+    logp = jnp.where(x <= -1.0 + half, jax.nn.log_sigmoid(upper), inside)
+    logp = jnp.where(x >= 1.0 - half, jax.nn.log_sigmoid(-lower), logp)
+    return _per_example(logp)
+
+  return Likelihood(2, log_prob, lambda params: jnp.clip(params[..., 0], -1.0, 1.0))
+
+
+LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
+  "gaussian": gaussian,
+  "laplace": laplace,
+  "bernoulli": bernoulli,
+  "categorical": categorical,
+  "discretised_logistic": discretised_logistic,
+}
+
+
+def make_likelihood(name: str, **options) -> Likelihood:
+  """A likelihood by name.
+
+  Raises:
+    ValueError: for an unknown name.
+  """
+  if name not in LIKELIHOODS:
+    raise ValueError(f"likelihood must be one of {sorted(LIKELIHOODS)}, got {name!r}")
+  return LIKELIHOODS[name](**options)

@@ -1,0 +1,76 @@
+"""Blocks used by more than one model."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+def space_to_depth(x: Float[Array, "b h w c"], factor: int) -> Array:
+  """[b h/f w/f f*f*c]: every f x f patch as one pixel of more channels.
+
+  Raises:
+    ValueError: if height or width is not a multiple of `factor`.
+  """
+  b, h, w, c = x.shape
+  if h % factor or w % factor:
+    raise ValueError(f"height and width {h} x {w} must be multiples of {factor}")
+  x = x.reshape(b, h // factor, factor, w // factor, factor, c)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, -1)
+
+
+def depth_to_space(x: Float[Array, "b h w c"], factor: int) -> Array:
+  """The inverse of `space_to_depth`: [b h*f w*f c/(f*f)]."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h, w, factor, factor, c // factor**2)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * factor, w * factor, -1)
+
+
+class ResidualBlock(nn.Module):
+  """x + conv(act(conv(act(x)))), 3x3, the last convolution zero at initialisation.
+
+  No normalisation: the identity start keeps a deep stack trainable (Zhang, Dauphin and
+  Ma, "Fixup Initialization", 2019, https://arxiv.org/abs/1901.09321), examples stay
+  independent, and second derivatives stay cheap.
+  """
+
+  act: Callable[[Array], Array] = nn.silu
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    channels = x.shape[-1]
+    h = nn.Conv(channels, (3, 3), dtype=self.dtype)(self.act(x))
+    zeros = nn.initializers.zeros
+    h = nn.Conv(channels, (3, 3), dtype=self.dtype, kernel_init=zeros)(self.act(h))
+    return x + h
+
+
+class TransformerBlock(nn.Module):
+  """Pre-norm self-attention and MLP over tokens [b t d].
+
+  Vaswani et al., "Attention Is All You Need", 2017, https://arxiv.org/abs/1706.03762;
+  layer norm first, as in Xiong et al., 2020, https://arxiv.org/abs/2002.04745.
+  """
+
+  heads: int = 4
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t d"], mask: Array | None = None) -> Array:
+    d = x.shape[-1]
+    h = nn.LayerNorm(dtype=self.dtype)(x)
+    attend = None if mask is None else mask[:, None, None, :]
+    x = x + nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype)(
+      h, mask=attend
+    )
+    h = nn.Dense(2 * d, dtype=self.dtype)(nn.LayerNorm(dtype=self.dtype)(x))
+    return x + nn.Dense(d, dtype=self.dtype)(nn.silu(h))
+
+
+def leaky_relu(x: Array) -> Array:
+  """max(x, 0.2 x), the activation of discriminators."""
+  return jax.nn.leaky_relu(x, 0.2)

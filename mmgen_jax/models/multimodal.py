@@ -1,0 +1,160 @@
+"""The multimodal VAE: one encoder and one decoder per modality, one latent for all."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from mmgen_jax.data.modality import Modality
+from mmgen_jax.likelihoods import Likelihood, make_likelihood
+from mmgen_jax.models.conv import ConvDecoder, ConvEncoder
+from mmgen_jax.models.prior import MixturePrior
+from mmgen_jax.models.text import TextDecoder, TextEncoder
+
+
+def modality_likelihood(modality: Modality, scale: float) -> Likelihood:
+  """The observation model of a modality; `scale` is for those that have a fixed one."""
+  if modality.likelihood == "categorical":
+    return make_likelihood("categorical", classes=len(modality.vocabulary))
+  fixed = modality.likelihood in ("gaussian", "laplace")
+  return make_likelihood(modality.likelihood, **({"scale": scale} if fixed else {}))
+
+
+def as_grid(modality: Modality, x: Array) -> Float[Array, "b h w c"]:
+  """Images as they are, log-mels [b frames mels] with a channel axis."""
+  return x[..., None] if modality.kind == "audio" else x
+
+
+class Encoder(nn.Module):
+  """The expert q(z | x_m) of one modality: mean and log-variance [b z]."""
+
+  modality: Modality
+  latent: int
+  width: int
+  features: int
+  blocks: int = 1
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> tuple[Array, Array]:
+    if self.modality.kind == "text":
+      net = TextEncoder(
+        len(self.modality.vocabulary),
+        self.width,
+        self.features,
+        self.blocks,
+        self.dtype,
+      )
+    else:
+      x = as_grid(self.modality, x)
+      net = ConvEncoder(self.width, self.features, self.blocks, dtype=self.dtype)
+    h = nn.silu(net(x)).astype(jnp.float32)
+    out = nn.Dense(2 * self.latent, name="head")(h)
+    mean, logvar = jnp.split(out, 2, axis=-1)
+    return mean, jnp.clip(logvar, -8.0, 8.0)
+
+
+class Decoder(nn.Module):
+  """The parameters [b ... outputs] of p(x_m | z) of one modality."""
+
+  modality: Modality
+  outputs: int
+  width: int
+  blocks: int = 1
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, z: Float[Array, "b z"]) -> Array:
+    shape = self.modality.shape
+    if self.modality.kind == "text":
+      return TextDecoder(
+        shape[0], self.outputs, self.width, self.blocks, self.dtype
+      )(z)
+    channels = shape[2] if self.modality.kind == "image" else 1
+    grid = ConvDecoder(
+      shape[:2], channels * self.outputs, self.width, self.blocks, dtype=self.dtype
+    )(z)
+    return grid.reshape(len(z), *shape, self.outputs)
+
+
+class MultimodalVAE(nn.Module):
+  """Encoders, decoders and prior over the sorted modalities; with one modality, a VAE.
+
+  Attributes:
+    modalities: by name.
+    latent: size of z.
+    widths: channels (grids) or embedding size (text), by modality kind.
+    features: size of every encoder's last hidden layer.
+    blocks: blocks per resolution (grids) or in all (text).
+    prior_components: 1 for N(0, I), more for a learned mixture.
+    scales: scale of Gaussian and Laplace likelihoods, by modality kind.
+    dtype: of the computation; parameters and latents stay float32.
+  """
+
+  modalities: Mapping[str, Modality]
+  latent: int
+  widths: Mapping[str, int]
+  features: int
+  blocks: int
+  prior_components: int
+  scales: Mapping[str, float]
+  dtype: DTypeLike = jnp.float32
+
+  def setup(self):
+    names = sorted(self.modalities)
+    self.encoders = {
+      name: Encoder(
+        self.modalities[name],
+        self.latent,
+        self.widths[self.modalities[name].kind],
+        self.features,
+        self.blocks,
+        self.dtype,
+      )
+      for name in names
+    }
+    self.decoders = {
+      name: Decoder(
+        self.modalities[name],
+        self.likelihood(name).outputs,
+        self.widths[self.modalities[name].kind],
+        self.blocks,
+        self.dtype,
+      )
+      for name in names
+    }
+    self.prior = MixturePrior(self.latent, self.prior_components)
+
+  def likelihood(self, name: str) -> Likelihood:
+    """The observation model of one modality."""
+    modality = self.modalities[name]
+    return modality_likelihood(modality, self.scales.get(modality.kind, 1.0))
+
+  def encode(self, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Experts' means and log-variances, each [m b z], in sorted order of names.
+
+    A modality that `batch` does not hold cannot be encoded: all must be there, those
+    that are missing with any content, to be masked by the posterior.
+    """
+    experts = [self.encoders[name](batch[name]) for name in sorted(self.modalities)]
+    means, logvars = zip(*experts, strict=True)
+    return jnp.stack(means), jnp.stack(logvars)
+
+  def decode(self, z: Float[Array, "b z"]) -> dict[str, Array]:
+    """The likelihood parameters of every modality."""
+    return {name: self.decoders[name](z) for name in sorted(self.modalities)}
+
+  def prior_log_prob(self, z: Float[Array, "b z"]) -> Float[Array, "b"]:
+    """log p(z) in nats."""
+    return self.prior.log_prob(z)
+
+  def prior_sample(self, keys: Array) -> Float[Array, "b z"]:
+    """One z ~ p(z) per key."""
+    return self.prior.sample(keys)
+
+  def __call__(self, batch: Mapping[str, Array]):
+    """Touches every parameter once: for `init`."""
+    means, _ = self.encode(batch)
+    return self.decode(means[0]), self.prior_log_prob(means[0])

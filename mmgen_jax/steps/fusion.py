@@ -1,0 +1,278 @@
+"""The fusion step: a multimodal VAE whose decoders are generators under discriminators.
+
+One joint latent z, an expert q(z | x_m) per modality, a posterior fused from the experts
+that an example really has, and a discriminator for each adversarial modality that sees
+what the decoders make of z from the prior and from a subset of the modalities.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from mmgen_jax.data.modality import Modality
+from mmgen_jax.fusion import model as fuse
+from mmgen_jax.losses import (
+  gaussian_kl,
+  gaussian_log_prob,
+  gradient_penalty,
+  make_adversarial,
+)
+from mmgen_jax.models.gan import Discriminators
+from mmgen_jax.models.multimodal import MultimodalVAE
+from mmgen_jax.optim import apply_updates, make_optimizer
+from mmgen_jax.parallel import example_keys, mean_of_microbatches
+from mmgen_jax.state import State, new_state
+
+Modalities = Mapping[str, Modality]
+
+
+def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators]:
+  """The VAE and the discriminators of a config.
+
+  Raises:
+    ValueError: if an adversarial modality is unknown, or is text (its samples are
+      discrete: no gradient passes), or the posterior is unknown.
+  """
+  m, dtype = config.model, jnp.bfloat16 if config.bfloat16 else jnp.float32
+  for name in config.loss.adversarial:
+    if name not in modalities or modalities[name].kind == "text":
+      raise ValueError(
+        f"loss.adversarial names {name!r}; choose from images and sounds among"
+        f" {sorted(modalities)}"
+      )
+  if config.loss.posterior not in ("poe", "mopoe"):
+    raise ValueError(
+      f"loss.posterior must be 'poe' or 'mopoe', got {config.loss.posterior!r}"
+    )
+  vae = MultimodalVAE(
+    dict(modalities),
+    m.latent,
+    m.widths.to_dict(),
+    m.features,
+    m.blocks,
+    m.prior_components,
+    m.scales.to_dict(),
+    dtype,
+  )
+  judged = {name: modalities[name] for name in config.loss.adversarial}
+  return vae, Discriminators(judged, m.disc_widths.to_dict(), dtype=dtype)
+
+
+def _optimizers(config) -> dict:
+  both = {"vae": config.optim, "discriminator": config.disc_optim}
+  return {name: make_optimizer(c) for name, c in both.items()}
+
+
+def init(key: Array, config, modalities: Modalities) -> State:
+  """A State at step 0: networks "vae" and "discriminator", an average of the first."""
+  vae, disc = build(config, modalities)
+  example = {
+    name: jnp.zeros((1, *m.shape), jnp.int32 if m.kind == "text" else jnp.float32)
+    for name, m in modalities.items()
+  }
+  keys = jax.random.split(key)
+  params = {
+    "vae": vae.init(keys[0], example)["params"],
+    "discriminator": disc.init(keys[1], example).get("params", {}),
+  }
+  opt_state = {name: tx.init(params[name]) for name, tx in _optimizers(config).items()}
+  return new_state(params, opt_state, {"vae": jax.tree.map(jnp.copy, params["vae"])})
+
+
+def blank_missing(batch: dict, modalities: Modalities) -> tuple[dict, Array]:
+  """The modalities with zeros where they are missing, and the mask [m b].
+
+  So that not even a NaN in a missing modality can reach a gradient.
+  """
+  mask = jnp.stack([batch["mask"][name] for name in sorted(modalities)])
+  values = {}
+  for name in modalities:
+    x, has = batch[name], batch["mask"][name]
+    values[name] = jnp.where(has.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+  return values, mask
+
+
+def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
+  """`elbo_terms` and `discriminator_loss`, per example; see their docstrings."""
+  vae, disc = build(config, modalities)
+  loss, names = config.loss, sorted(modalities)
+  adversarial = make_adversarial(loss.gan)
+  weights = {name: loss.weights.get(name, 1.0) for name in names}
+
+  def reconstruction(outputs, values, mask):
+    """Weighted log p(x_m | z) [b] of every modality that an example has."""
+    terms = {}
+    for i, name in enumerate(names):
+      logp = vae.likelihood(name).log_prob(outputs[name], values[name])
+      terms[name] = jnp.where(mask[i], weights[name] * logp, 0.0)
+    return terms
+
+  def modes(outputs):
+    return {name: vae.likelihood(name).mode(outputs[name]) for name in loss.adversarial}
+
+  def elbo_terms(params, values, mask, keys):
+    """Everything that one pass gives: terms {name: [b]}, and the generated values.
+
+    Generated: decoded from the prior and from a random subset's posterior.
+    """
+    k = jax.vmap(lambda key: jax.random.split(key, 5))(keys)
+    apply = lambda *args, method: vae.apply({"params": params}, *args, method=method)
+    means, logvars = apply(values, method="encode")
+    full = fuse.product_of_experts(means, logvars, mask)
+    part, _ = fuse.mixture_of_products(k[:, 0], means, logvars, mask)
+    q = full if loss.posterior == "poe" else part
+    z = fuse.sample_gaussian(k[:, 1], q)
+    outputs = apply(z, method="decode")
+    logps = reconstruction(outputs, values, mask)
+    kl = gaussian_log_prob(z, *q) - apply(z, method="prior_log_prob")
+    terms = {f"logp_{name}": logp for name, logp in logps.items()}
+    terms |= {"kl": kl, "elbo": sum(logps.values()) - kl}
+    terms["alignment"] = gaussian_kl(*full, *part)
+    z_part = fuse.sample_gaussian(k[:, 2], part)
+    z_prior = apply(k[:, 3], method="prior_sample")
+    fakes = {}
+    if loss.adversarial:
+      both = apply(jnp.concatenate([z_prior, z_part]), method="decode")
+      fakes = modes(both)
+    return terms, fakes
+
+  def fool(disc_params, fakes):
+    """What the decoders descend to look real, [2b]."""
+    logits = disc.apply({"params": disc_params}, fakes)
+    return sum(adversarial.generator(x) for x in logits.values())
+
+  def vae_loss(params, disc_params, values, mask, keys):
+    terms, fakes = elbo_terms(params, values, mask, keys)
+    total = -sum(v for k, v in terms.items() if k.startswith("logp_"))
+    total += loss.beta * terms["kl"] + loss.alignment * terms["alignment"]
+    total = total.mean()
+    if loss.adversarial:
+      terms["fool"] = fool(disc_params, fakes)
+      total += loss.adversarial_weight * terms["fool"].mean()
+    metrics = {f"fusion/{k}": v.mean() for k, v in terms.items()}
+    return total, (metrics | {"fusion/loss": total}, fakes)
+
+  def discriminator_loss(disc_params, values, fakes, mask):
+    """Mean over examples; an example counts for the modalities that it has."""
+    total, metrics = jnp.zeros(()), {}
+    n = len(mask[0]) // loss.r1_fraction  # R1 on a part: the same in expectation
+    logits = lambda values: disc.apply({"params": disc_params}, values)
+    real, fake = logits(values), logits(fakes)
+    for name in loss.adversarial:
+      has = mask[names.index(name)].astype(jnp.float32)
+      pairs = fake[name].reshape(2, -1)
+      d = sum(adversarial.discriminator(real[name], f) for f in pairs) / 2
+      one = lambda x, name=name: logits({**values, name: x})[name]
+      r1 = gradient_penalty(lambda x, one=one: one(x), values[name][:n])
+      d, r1 = (d * has).mean(), (r1 * has[:n]).mean()
+      total += d + 0.5 * loss.r1_gamma * r1
+      metrics |= {f"fusion/d_{name}": d, f"fusion/r1_{name}": r1}
+      metrics[f"fusion/d_{name}_real"] = (real[name] * has).mean()
+      metrics[f"fusion/d_{name}_fake"] = fake[name].mean()
+    return total, metrics
+
+  return vae_loss, discriminator_loss
+
+
+def make_train_step(config, modalities: Modalities) -> Callable:
+  """`train_step(state, batch, key, *, axis=None) -> (state, metrics)`.
+
+  VAE and discriminators move at once, from one forward pass of the decoders. The VAE
+  descends -sum_m w_m log p(x_m | z) + beta KL(q || p) + alignment KL(q_all || q_part)
+  + adversarial_weight * (the generator's loss of samples from the prior and from q_part),
+  q_part being the product over a random subset of the modalities that are present.
+
+  posterior "poe": z ~ q_all, so the alignment term is what teaches q_part to cover
+  q_all: Hwang et al., "Multi-View Representation Learning via Total Correlation
+  Objective", 2021, https://openreview.net/forum?id=1lCR45NBvJB (there with all
+  single-modality subsets and N(0, I) besides, here with one random subset).
+  posterior "mopoe": z ~ q_part, the mixture of Sutter et al., 2021.
+  With VAE and GAN in one step: Larsen et al., "Autoencoding beyond pixels using a
+  learned similarity metric", 2016, https://arxiv.org/abs/1512.09300.
+  """
+  vae_loss, discriminator_loss = make_losses(config, modalities)
+  txs = _optimizers(config)
+
+  def gradients(params, batch, keys):
+    values, mask = blank_missing(batch, modalities)
+    (_, (metrics, fakes)), g = jax.value_and_grad(vae_loss, has_aux=True)(
+      params["vae"], params["discriminator"], values, mask, keys
+    )
+    fakes = jax.lax.stop_gradient(fakes)
+    d, d_metrics = jax.grad(discriminator_loss, has_aux=True)(
+      params["discriminator"], values, fakes, mask
+    )
+    return {"vae": g, "discriminator": d}, metrics | d_metrics
+
+  def train_step(state: State, batch: dict, key: Array, *, axis: str | None = None):
+    key = jax.random.fold_in(key, state.step)
+    keys = example_keys(key, len(batch["index"]), axis)
+    mean = mean_of_microbatches(gradients, accumulate=config.accumulate, axis=axis)
+    grads, metrics = mean(state.params, batch, keys)
+    state, norms = apply_updates(state, grads, txs, config.ema_decay)
+    return state, metrics | norms
+
+  return train_step
+
+
+def make_eval_step(config, modalities: Modalities) -> Callable:
+  """`eval_step(params, batch, key)` -> one-sample ELBO terms per example, in nats.
+
+  `kl`, `elbo` and `logp_<modality>`, unweighted, from the posterior of everything that
+  an example has.
+  """
+  vae, _ = build(config, modalities)
+  names = sorted(modalities)
+
+  def eval_step(params, batch, key):
+    values, mask = blank_missing(batch, modalities)
+    keys = example_keys(key, mask.shape[1], None)
+    apply = lambda *args, method: vae.apply(
+      {"params": params["vae"]}, *args, method=method
+    )
+    q = fuse.product_of_experts(*apply(values, method="encode"), mask)
+    z = fuse.sample_gaussian(keys, q)
+    outputs = apply(z, method="decode")
+    terms = {}
+    for i, name in enumerate(names):
+      logp = vae.likelihood(name).log_prob(outputs[name], values[name])
+      terms[f"logp_{name}"] = jnp.where(mask[i], logp, 0.0)
+    kl = gaussian_log_prob(z, *q) - apply(z, method="prior_log_prob")
+    return terms | {"kl": kl, "elbo": sum(terms.values()) - kl}
+
+  return eval_step
+
+
+def subsets(config, modalities: Modalities) -> list[tuple[str, ...]]:
+  """Every subset of the modalities, none first, all last."""
+  names = sorted(modalities)
+  return [c for n in range(len(names) + 1) for c in combinations(names, n)]
+
+
+def make_generate(config, modalities: Modalities) -> Callable:
+  """`generate(params, batch, given, key) -> {modality: values in model space}`.
+
+  Every modality is decoded from one posterior sample of the subset `given` (bool [m], in
+  sorted order of names; what an example lacks is left out), or from the prior where
+  nothing is given: likelihoods' modes, tokens for text.
+  """
+  vae, _ = build(config, modalities)
+
+  def generate(params, batch, given, key):
+    values, mask = blank_missing(batch, modalities)
+    mask &= given[:, None]
+    keys = jax.vmap(jax.random.split)(example_keys(key, mask.shape[1], None))
+    apply = lambda *args, method: vae.apply(
+      {"params": params["vae"]}, *args, method=method
+    )
+    q = fuse.product_of_experts(*apply(values, method="encode"), mask)
+    z = fuse.sample_gaussian(keys[:, 0], q)
+    prior = apply(keys[:, 1], method="prior_sample")
+    z = jnp.where(mask.any(0)[:, None], z, prior)
+    outputs = apply(z, method="decode")
+    return {name: vae.likelihood(name).mode(x) for name, x in outputs.items()}
+
+  return generate
