@@ -1,0 +1,58 @@
+"""Data sets by name. `load` gives the examples of a split, `spec` what is in a set."""
+
+import importlib
+import os
+
+from mmgen_jax.data.examples import Column, Examples, Spec
+
+DATASETS = {  # name -> the module that has its `spec` and `load`
+  "sprites": "mmgen_jax.data.sprites",
+  "digits": "mmgen_jax.data.digits",
+  "folder": "mmgen_jax.data.folder",
+  "images": "mmgen_jax.data.images",
+}
+SPLITS = ("train", "validation", "test")  # every set has these; some have more
+
+__all__ = ["DATASETS", "SPLITS", "Column", "Examples", "Spec", "load", "spec"]
+
+
+def _module(name: str):
+  if name not in DATASETS:
+    raise ValueError(f"no data set is called {name!r}; there are {sorted(DATASETS)}")
+  return importlib.import_module(DATASETS[name])
+
+
+def _call(name: str, function: str, *args, **options):
+  import inspect
+
+  target = getattr(_module(name), function)
+  known = [
+    p.name
+    for p in inspect.signature(target).parameters.values()
+    if p.kind is inspect.Parameter.KEYWORD_ONLY
+  ]
+  unknown = sorted(set(options) - set(known))
+  if unknown:
+    raise ValueError(f"data set {name!r} has no option {unknown}; it has {known}")
+  return target(*args, **options)
+
+
+def spec(name: str, **options) -> Spec:
+  """What a data set holds: modalities, labels, splits; reads as little as it can."""
+  return _call(name, "spec", **options)
+
+
+def load(name: str, split: str, data_dir: str | os.PathLike, **options) -> Examples:
+  """The examples of one split, prepared first if that was not done yet.
+
+  Args:
+    name: one of `DATASETS`.
+    split: "train", "validation" or "test"; "digits" also has "test_speaker".
+    data_dir: where TFDS sets are and own ones are prepared; may be a bucket.
+    **options: of the data set; its module's `load` names them.
+
+  Raises:
+    ValueError: for an unknown set, split or option, or for data that are no good.
+    FileNotFoundError: where something has to be fetched first; says how.
+  """
+  return _call(name, "load", split, data_dir, **options)
