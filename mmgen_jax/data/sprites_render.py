@@ -37,6 +37,7 @@ NOTE_HZ = 392.0  # where no colour is told
 RECIPES = ((1.0, 0.12), (1.0, 0.0, 0.6, 0.0, 0.4), (1.0, 0.75, 0.6, 0.45, 0.35))
 HIGHEST_PARTIAL_HZ = 3000.0  # above it only the cue of a top quadrant sounds
 CUE_HZ = (3760.0, 95.0)  # top, bottom
+BED = 0.035  # the peak of a light background's noise
 
 _LABELS, _LOOK, _GRAIN, _VOICE, _HISS = range(5)  # random streams of one example
 
@@ -132,6 +133,14 @@ def _ellipse(x, y):
   return inner * (inner - 1) / np.maximum(slope, 1e-6)
 
 
+def _plane(value) -> np.ndarray:
+  return np.asarray(value, np.float32)[:, None, None]
+
+
+def _column(value) -> np.ndarray:
+  return np.asarray(value, np.float32)[:, None]
+
+
 _DISTANCE = (_heart, _square, _ellipse)
 
 
@@ -150,15 +159,14 @@ def coverage(
   """
   grid = (np.arange(size, dtype=np.float32) + 0.5) / size
   out = np.empty((len(shape), size, size), np.float32)
-  column = lambda value: np.asarray(value, np.float32)[:, None, None]
   for kind, distance in enumerate(_DISTANCE):
     rows = np.flatnonzero(shape == kind)
-    x = grid[None, None, :] - column(centre[0][rows])
-    y = column(centre[1][rows]) - grid[None, :, None]  # up is positive
-    c, s = column(np.cos(angle[rows])), column(np.sin(angle[rows]))
+    x = grid[None, None, :] - _plane(centre[0][rows])
+    y = _plane(centre[1][rows]) - grid[None, :, None]  # up is positive
+    c, s = _plane(np.cos(angle[rows])), _plane(np.sin(angle[rows]))
     wide, high = side[rows] * stretch[rows], side[rows] / stretch[rows]
-    u, v = (c * x + s * y) / column(wide), (c * y - s * x) / column(high)
-    out[rows] = np.clip(0.5 - distance(u, v) * column(side[rows] * size), 0, 1)
+    u, v = (c * x + s * y) / _plane(wide), (c * y - s * x) / _plane(high)
+    out[rows] = np.clip(0.5 - distance(u, v) * _plane(side[rows] * size), 0, 1)
   return out
 
 
@@ -204,14 +212,13 @@ def render(
   angle, stretch = np.deg2rad(20) * signed[3], 1 + 0.05 * signed[4]
   cover = coverage(labels["shape"], centre, side, angle, stretch, size)
 
-  tint = lambda value: value[:, None, None]
-  shade = tint(1 + 0.06 * signed[5])
+  shade = _plane(1 + 0.06 * signed[5])
   if level >= 3:
     colour = RGB[labels["colour"]]
     shade = shade * (0.86 + 0.14 * _texture(draws[6:11], size, 0.16, 0.26))
   else:
     colour = np.broadcast_to(WHITE, (len(indices), 3))
-  ground = tint(6 * signed[11]) + 3 * _noise(seed, indices, _GRAIN, size**2).reshape(
+  ground = _plane(6 * signed[11]) + 3 * _noise(seed, indices, _GRAIN, size**2).reshape(
     -1, size, size
   )
   if level >= 5:
@@ -221,8 +228,8 @@ def render(
     base = np.broadcast_to(PLAIN, (len(indices), 3))
   out = np.empty((len(indices), size, size, 3), np.uint8)
   for channel in range(3):
-    behind = tint(base[:, channel]) + ground
-    front = tint(colour[:, channel]) * shade
+    behind = _plane(base[:, channel]) + ground
+    front = _plane(colour[:, channel]) * shade
     out[..., channel] = np.clip(behind + cover * (front - behind) + 0.5, 0, 255)
   return out
 
@@ -236,31 +243,43 @@ def synthesise(
 ) -> Int16[np.ndarray, "n samples"]:
   """Half-second 8 kHz sounds; (seed, index) sets what the attributes leave open.
 
-  Shape is timbre (heart: nearly pure; square: odd partials; ellipse: all partials), size
-  the envelope (small: a pluck; big: held), colour the note, left and right an early and a
-  late note, top and bottom a whistle or a hum beside it, light a bed of noise.
+  Shape is timbre (heart: nearly pure; square: odd partials; ellipse: all partials),
+  size the envelope (small: a pluck; big: held), colour the note, left and right an
+  early and a late note, top and bottom a whistle or a hum beside it, light a bed of
+  noise.
   """
-  names_of(level)
-  n = len(indices)
   draws = _uniforms(seed, indices, _VOICE, 12)
   signed = 2 * draws[:5] - 1
-  held = labels["size"] == 1 if level >= 2 else np.ones(n, bool)
+  held_secs, onset_secs, note_hz, cue = score(labels, level)
   wave = voice(
     labels["shape"],
-    note_hz=(NOTES_HZ[labels["colour"]] if level >= 3 else np.full(n, NOTE_HZ))
-    * (1 + 0.012 * signed[0]),
-    held_secs=np.where(held, (0.30 if level < 4 else 0.19) * (1 + 0.06 * signed[1]), 0),
-    onset_secs=(np.where(labels["quadrant"] % 2, 0.265, 0.045) if level >= 4 else 0.08)
-    + 0.012 * signed[2],
-    cue=labels["quadrant"] // 2 if level >= 4 else np.full(n, -1),
+    note_hz=note_hz * (1 + 0.012 * signed[0]),
+    held_secs=held_secs * (1 + 0.06 * signed[1]),
+    onset_secs=onset_secs + 0.012 * signed[2],
+    cue=cue,
     phases=draws[5:12],
   )
   wave *= (0.5 * 10 ** (0.1 * signed[3]))[:, None]
   if level >= 5:
     light = np.flatnonzero(labels["background"] == 1)
-    loud = 0.035 * (1 + 0.15 * signed[4, light])
+    loud = BED * (1 + 0.15 * signed[4, light])
     wave[light] += loud[:, None] * _noise(seed, indices[light], _HISS, SAMPLES)
   return np.rint(np.clip(wave, -1, 1) * 32767).astype(np.int16)
+
+
+def score(labels: Mapping[str, np.ndarray], level: int):
+  """What is played, before jitter: (held_secs, onset_secs, note_hz, cue), see `voice`."""
+  names = names_of(level)
+  n = len(labels["shape"])
+  held_secs = np.full(n, 0.30 if level < 4 else 0.19)
+  if "size" in names:
+    held_secs = held_secs * labels["size"]
+  note_hz = NOTES_HZ[labels["colour"]] if "colour" in names else np.full(n, NOTE_HZ)
+  onset_secs, cue = np.full(n, 0.08), np.full(n, -1)
+  if "quadrant" in names:
+    onset_secs = np.where(labels["quadrant"] % 2, 0.265, 0.045)
+    cue = labels["quadrant"] // 2
+  return held_secs, onset_secs, note_hz, cue
 
 
 def voice(
@@ -278,22 +297,21 @@ def voice(
   """
   secs = np.arange(SAMPLES, dtype=np.float32)[None] / SAMPLE_RATE_HZ
   turn = np.float32(2 * np.pi)
-  column = lambda value: np.asarray(value, np.float32)[:, None]
   out = np.zeros((len(shape), SAMPLES), np.float32)
   for kind, recipe in enumerate(RECIPES):
     rows = np.flatnonzero(shape == kind)
     for partial, loudness in enumerate(recipe, start=1):
       if loudness:
-        hz = column(partial * note_hz[rows])
+        hz = _column(partial * note_hz[rows])
         heard = loudness / sum(recipe) * (hz < HIGHEST_PARTIAL_HZ)
-        phase = column(turn * phases[partial - 1, rows])
+        phase = _column(turn * phases[partial - 1, rows])
         out[rows] += heard * np.sin(turn * hz * secs + phase)
   for which, hz in enumerate(CUE_HZ):
     rows = np.flatnonzero(cue == which)
-    phase = column(turn * phases[6, rows])
+    phase = _column(turn * phases[6, rows])
     out[rows] = 0.75 * out[rows] + 0.25 * np.sin(turn * np.float32(hz) * secs + phase)
-  since = secs - column(onset_secs)
-  length = column(held_secs)
+  since = secs - _column(onset_secs)
+  length = _column(held_secs)
   pluck = np.minimum(since / 0.004, np.exp(-np.maximum(since, 0) / 0.028))
   held = np.minimum(np.minimum(since / 0.012, (length - since) / 0.030), 1)
   return out * np.maximum(np.where(length > 0, held, pluck), 0)
