@@ -1,0 +1,143 @@
+"""A run as an operating-system process: joining a cluster, caching compilation, ending.
+
+| exit code | what happened | what to do |
+|---|---|---|
+| 0 | finished | |
+| 2 | bad input: config, data, shapes, files; one line says which | mend it |
+| 70 | non-finite loss; the last good state is in the checkpoint | change the config |
+| 71 | another process of the run was lost | start again |
+| 74 | a checkpoint could not be written | make room, start again |
+| 75 | SIGTERM or SIGINT; everything is saved | start again |
+
+"Start again" means the same command: a run goes on from its workdir.
+"""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+BAD_INPUT, NON_FINITE, PEER_LOST, SAVE_FAILED, STOPPED = 2, 70, 71, 74, 75
+HEARTBEAT_SECS = 20  # a process that is silent for this long counts as dead
+
+
+def join(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+) -> None:
+  """Makes this process one of several; to be called before anything computes.
+
+  Args:
+    coordinator: host:port of process 0. Without it the cluster is detected (Cloud TPU,
+      GKE, SLURM, Open MPI).
+    num_processes: how many there are; with `coordinator`.
+    process_id: which one this is; with `coordinator`.
+
+  Raises:
+    ValueError: if no cluster is found, or only some of the three are given.
+  """
+  given = [x is not None for x in (coordinator, num_processes, process_id)]
+  if any(given) and not all(given):
+    raise ValueError("--coordinator, --num_processes and --process_id go together")
+  # Of no effect but on CPU, where the processes of a test talk over loopback.
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  try:
+    jax.distributed.initialize(
+      coordinator,
+      num_processes,
+      process_id,
+      heartbeat_timeout_seconds=HEARTBEAT_SECS,
+      cluster_detection_method="deactivate" if all(given) else None,
+      local_device_ids=None,
+    )
+  except ValueError as e:
+    raise ValueError(
+      f"no cluster was detected ({e}); start this under SLURM, Open MPI, GKE or on a"
+      " TPU VM, or give --coordinator, --num_processes and --process_id"
+    ) from e
+
+
+def use_compile_cache(workdir) -> None:
+  """Keeps compiled programs in <workdir>/compile_cache, so a second start is quick.
+
+  Where JAX_COMPILATION_CACHE_DIR is set, that is used.
+  """
+  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    path = str(Path(workdir).absolute() / "compile_cache")
+    jax.config.update("jax_compilation_cache_dir", path)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def exit_with(main: Callable[[], None]) -> None:
+  """Runs `main` and ends the process with the exit code that fits (see above).
+
+  What a user can mend is told in one line, without a traceback; MMGEN_TRACEBACK=1 adds
+  it. Everything else keeps its traceback and exits with 1.
+  """
+  handler = logging.StreamHandler()
+  handler.setFormatter(logging.Formatter("mmgen_jax: %(message)s"))
+  logger = logging.getLogger("mmgen_jax")
+  logger.addHandler(handler)
+  logger.propagate = False
+  try:
+    main()
+  except Exception as e:
+    code = exit_code(e)
+    if code == 1 or os.environ.get("MMGEN_TRACEBACK"):
+      traceback.print_exc()
+    if code != 1:
+      kind = "" if code == STOPPED else "error: "
+      print(f"mmgen_jax: {kind}{one_line(e, code)}", file=sys.stderr)
+    leave(code)
+
+
+def leave(code: int) -> None:
+  """Ends the process; at once if others of the run may be waiting for it for ever."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if jax.distributed.is_initialized() and code not in (0, STOPPED):
+    os._exit(code)  # a normal exit waits at a barrier that the others never reach
+  sys.exit(code)
+
+
+def exit_code(error: BaseException) -> int:
+  """The exit code for an exception; 1 for what nobody expected."""
+  from mmgen_jax import checkpoint, loop
+
+  if isinstance(error, loop.Stopped):
+    return STOPPED
+  if isinstance(error, loop.NonFiniteError):
+    return NON_FINITE
+  if isinstance(error, checkpoint.SaveError):
+    return SAVE_FAILED
+  if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+    return PEER_LOST
+  if isinstance(error, ValueError | FileNotFoundError) and _ours(error):
+    return BAD_INPUT
+  return 1
+
+
+def one_line(error: BaseException, code: int) -> str:
+  """The message of an exception, on one line."""
+  text = " ".join(str(error).split())
+  if code == PEER_LOST:
+    return (
+      f"process {jax.process_index()} of {jax.process_count()} lost another one"
+      f" ({text[:200]}); start the run again, it goes on from its last checkpoint"
+    )
+  return text
+
+
+def _ours(error: BaseException) -> bool:
+  """Whether this project raised it: a ValueError of JAX's is a bug, not bad input."""
+  frames = traceback.extract_tb(error.__traceback__)
+  root = Path(__file__).parent
+  homes = (root, root.parent / "configs", root.parent / "launch.py")
+  last = Path(frames[-1].filename).resolve()
+  return any(last == home or home in last.parents for home in homes)
