@@ -1,10 +1,9 @@
 """Optimisers and averages: optax transforms from plain config values."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int
 
 from mmgen_jax.state import State
@@ -55,34 +54,43 @@ def make_optimizer(config) -> optax.GradientTransformation:
   return optax.chain(clip, tx) if clip else tx
 
 
-def update_ema(ema: Any, params: Any, step: Int[Array, ""], decay: float):
-  """The exponential moving average, ema + (1 - d) (params - ema).
+def ema_decay_at(step: Int[Array, ""], decay: float) -> Array:
+  """min(decay, (1 + step) / (10 + step)): an early average forgets the initialisation.
 
-  d = min(decay, (1 + step) / (10 + step)), so that the early average is not the
-  initialisation (the warm-up of TensorFlow's ExponentialMovingAverage).
+  The warm-up of TensorFlow's ExponentialMovingAverage.
   """
-  d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-  return jax.tree.map(lambda e, p: e + (1.0 - d).astype(e.dtype) * (p - e), ema, params)
+  return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
 def apply_updates(
   state: State, grads: dict, txs: dict, ema_decay: float
 ) -> tuple[State, dict]:
-  """The next State, and the norms of gradients and updates of every network."""
-  params, opt_state, metrics = {}, {}, {}
+  """The next State, and the norms of gradients, updates and parameters by network.
+
+  Each network's parameters are handled as one vector: its optimizer state, average and
+  norms are then a few large operations instead of several for every tensor, most of
+  what there would be to compile.
+  """
+  params, opt_state, ema, metrics = {}, {}, dict(state.ema), {}
   for name, tx in txs.items():
-    updates, opt_state[name] = tx.update(
-      grads[name], state.opt_state[name], state.params[name]
-    )
-    params[name] = optax.apply_updates(state.params[name], updates)
-    metrics[f"norm/{name}_grad"] = optax.global_norm(grads[name])
-    metrics[f"norm/{name}_update"] = optax.global_norm(updates)
-    metrics[f"norm/{name}_param"] = optax.global_norm(params[name])
-  ema = {
-    name: update_ema(ema, params[name], state.step, ema_decay)
-    for name, ema in state.ema.items()
-  }
+    old, unravel = ravel_pytree(state.params[name])
+    grad, _ = ravel_pytree(grads[name])
+    update, opt_state[name] = tx.update(grad, state.opt_state[name], old)
+    new = old + update
+    params[name] = unravel(new)
+    if name in ema:
+      average, _ = ravel_pytree(ema[name])
+      d = ema_decay_at(state.step, ema_decay)
+      ema[name] = unravel(average + (1.0 - d) * (new - average))
+    norms = {"grad": grad, "update": update, "param": new}
+    metrics |= {f"norm/{name}_{k}": jnp.linalg.norm(v) for k, v in norms.items()}
   new = state.replace(
     step=state.step + 1, params=params, opt_state=opt_state, ema=ema
   )
   return new, metrics
+
+
+def init_optimizers(txs: dict, params: dict) -> dict:
+  """Optimizer states by network, of parameters as one vector (see `apply_updates`)."""
+  zeros = lambda p: jnp.zeros(sum(x.size for x in jax.tree.leaves(p)))
+  return {name: tx.init(zeros(params[name])) for name, tx in txs.items()}

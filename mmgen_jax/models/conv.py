@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mmgen_jax.models.layers import ResidualBlock, depth_to_space, space_to_depth
+from mmgen_jax.models.layers import Dense, ResidualBlock, depth_to_space, space_to_depth
 
 
 def stages(height: int, width: int, patch: int) -> int:
@@ -56,15 +56,15 @@ class ConvEncoder(nn.Module):
     block = lambda: ResidualBlock(self.act, self.dtype)
     down = stages(x.shape[1], x.shape[2], self.patch)
     width = self.width
-    x = nn.Dense(width, dtype=self.dtype)(space_to_depth(x, self.patch))
+    x = Dense(width, dtype=self.dtype)(space_to_depth(x, self.patch))
     for stage in range(down + 1):
       if stage:
         width *= 2
-        x = nn.Dense(width, dtype=self.dtype)(space_to_depth(x, 2))
+        x = Dense(width, dtype=self.dtype)(space_to_depth(x, 2))
       for _ in range(self.blocks):
         x = block()(x)
     x = self.act(x).reshape(len(x), -1)
-    return nn.Dense(self.features, dtype=self.dtype)(x)
+    return Dense(self.features, dtype=self.dtype)(x)
 
 
 class ConvDecoder(nn.Module):
@@ -91,12 +91,12 @@ class ConvDecoder(nn.Module):
     up = stages(*self.shape, self.patch)
     h, w = (s // (self.patch * 2**up) for s in self.shape)
     width = self.width * 2**up
-    x = nn.Dense(h * w * width, dtype=self.dtype)(z).reshape(len(z), h, w, width)
+    x = Dense(h * w * width, dtype=self.dtype)(z).reshape(len(z), h, w, width)
     for stage in range(up + 1):
       if stage:
         width //= 2
-        x = depth_to_space(nn.Dense(4 * width, dtype=self.dtype)(x), 2)
+        x = depth_to_space(Dense(4 * width, dtype=self.dtype)(x), 2)
       for _ in range(self.blocks):
         x = ResidualBlock(dtype=self.dtype)(x)
-    x = nn.Dense(self.patch**2 * self.outputs, dtype=self.dtype)(nn.silu(x))
+    x = Dense(self.patch**2 * self.outputs, dtype=self.dtype)(nn.silu(x))
     return depth_to_space(x, self.patch).astype(jnp.float32)

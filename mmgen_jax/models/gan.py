@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from mmgen_jax.data.modality import Modality
 from mmgen_jax.models.conv import ConvDecoder, ConvEncoder
-from mmgen_jax.models.layers import leaky_relu
+from mmgen_jax.models.layers import Dense, Embed, leaky_relu
 from mmgen_jax.models.multimodal import as_grid
 
 
@@ -30,7 +30,7 @@ class Generator(nn.Module):
   @nn.compact
   def __call__(self, z: Float[Array, "b z"], label: Int[Array, "b"] | None = None):
     if self.classes:
-      z = jnp.concatenate([z, nn.Embed(self.classes, z.shape[-1])(label)], axis=-1)
+      z = jnp.concatenate([z, Embed(self.classes, z.shape[-1])(label)], axis=-1)
     shape = self.modality.shape
     channels = shape[2] if self.modality.kind == "image" else 1
     grid = ConvDecoder(shape[:2], channels, self.width, self.blocks, dtype=self.dtype)(z)
@@ -58,9 +58,9 @@ class Discriminator(nn.Module):
       self.width, self.features, self.blocks, act=leaky_relu, dtype=self.dtype
     )(as_grid(self.modality, x))
     h = leaky_relu(h).astype(jnp.float32)
-    logits = nn.Dense(1)(h)[:, 0]
+    logits = Dense(1)(h)[:, 0]
     if self.classes:
-      logits += (nn.Embed(self.classes, self.features)(label) * h).sum(-1)
+      logits += (Embed(self.classes, self.features)(label) * h).sum(-1)
     return logits
 
 

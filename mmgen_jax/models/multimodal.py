@@ -1,6 +1,6 @@
 """The multimodal VAE: one encoder and one decoder per modality, one latent for all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from mmgen_jax.data.modality import Modality
 from mmgen_jax.likelihoods import Likelihood, make_likelihood
 from mmgen_jax.models.conv import ConvDecoder, ConvEncoder
+from mmgen_jax.models.layers import Dense
 from mmgen_jax.models.prior import MixturePrior
 from mmgen_jax.models.text import TextDecoder, TextEncoder
 
@@ -51,7 +52,7 @@ class Encoder(nn.Module):
       x = as_grid(self.modality, x)
       net = ConvEncoder(self.width, self.features, self.blocks, dtype=self.dtype)
     h = nn.silu(net(x)).astype(jnp.float32)
-    out = nn.Dense(2 * self.latent, name="head")(h)
+    out = Dense(2 * self.latent, name="head")(h)
     mean, logvar = jnp.split(out, 2, axis=-1)
     return mean, jnp.clip(logvar, -8.0, 8.0)
 
@@ -142,9 +143,12 @@ class MultimodalVAE(nn.Module):
     means, logvars = zip(*experts, strict=True)
     return jnp.stack(means), jnp.stack(logvars)
 
-  def decode(self, z: Float[Array, "b z"]) -> dict[str, Array]:
-    """The likelihood parameters of every modality."""
-    return {name: self.decoders[name](z) for name in sorted(self.modalities)}
+  def decode(
+    self, z: Float[Array, "b z"], names: Sequence[str] | None = None
+  ) -> dict[str, Array]:
+    """The likelihood parameters of every modality, or of those in `names`."""
+    names = self.modalities if names is None else names
+    return {name: self.decoders[name](z) for name in sorted(names)}
 
   def prior_log_prob(self, z: Float[Array, "b z"]) -> Float[Array, "b"]:
     """log p(z) in nats."""

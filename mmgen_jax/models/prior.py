@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from mmgen_jax.losses import gaussian_log_prob
+from mmgen_jax.models.layers import embed_init
 
 
 class MixturePrior(nn.Module):
@@ -24,7 +25,7 @@ class MixturePrior(nn.Module):
   def setup(self):
     k, z = self.components, self.latent
     if k > 1:
-      self.means = self.param("means", nn.initializers.normal(1.0), (k, z))
+      self.means = self.param("means", lambda *a: embed_init(*a) * z**0.5, (k, z))
       self.logvars = self.param("logvars", nn.initializers.constant(-1.0), (k, z))
       self.logits = self.param("logits", nn.initializers.zeros, (k,))
 

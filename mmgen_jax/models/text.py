@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from mmgen_jax.data.modality import PAD
-from mmgen_jax.models.layers import TransformerBlock
+from mmgen_jax.models.layers import Dense, Embed, TransformerBlock, embed_init
 
 
 class TextEncoder(nn.Module):
@@ -29,9 +29,9 @@ class TextEncoder(nn.Module):
   @nn.compact
   def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b d"]:
     real = tokens != PAD
-    x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype)(tokens)
+    x = Embed(self.vocabulary, self.width, dtype=self.dtype)(tokens)
     position = self.param(
-      "position", nn.initializers.normal(0.02), (tokens.shape[1], self.width)
+      "position", embed_init, (tokens.shape[1], self.width)
     )
     x = x + position.astype(self.dtype)
     for _ in range(self.blocks):
@@ -39,7 +39,7 @@ class TextEncoder(nn.Module):
     x = nn.LayerNorm(dtype=self.dtype)(x)
     total = jnp.where(real[..., None], x, 0).sum(1)
     mean = total / jnp.maximum(real.sum(1, keepdims=True), 1)
-    return nn.Dense(self.features, dtype=self.dtype)(nn.silu(mean))
+    return Dense(self.features, dtype=self.dtype)(nn.silu(mean))
 
 
 class TextDecoder(nn.Module):
@@ -65,9 +65,9 @@ class TextDecoder(nn.Module):
 
   @nn.compact
   def __call__(self, z: Float[Array, "b z"]) -> Float[Array, "b t v"]:
-    x = nn.Dense(self.length * self.width, dtype=self.dtype)(z)
+    x = Dense(self.length * self.width, dtype=self.dtype)(z)
     x = x.reshape(len(z), self.length, self.width)
     for _ in range(self.blocks):
       x = TransformerBlock(dtype=self.dtype)(x)
     x = nn.LayerNorm(dtype=self.dtype)(x)
-    return nn.Dense(self.vocabulary, dtype=self.dtype)(x).astype(jnp.float32)
+    return Dense(self.vocabulary, dtype=self.dtype)(x).astype(jnp.float32)

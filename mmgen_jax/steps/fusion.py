@@ -21,8 +21,9 @@ from mmgen_jax.losses import (
   make_adversarial,
 )
 from mmgen_jax.models.gan import Discriminators
+from mmgen_jax.models.layers import init_params
 from mmgen_jax.models.multimodal import MultimodalVAE
-from mmgen_jax.optim import apply_updates, make_optimizer
+from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
 from mmgen_jax.state import State, new_state
 
@@ -70,15 +71,17 @@ def init(key: Array, config, modalities: Modalities) -> State:
   """A State at step 0: networks "vae" and "discriminator", an average of the first."""
   vae, disc = build(config, modalities)
   example = {
-    name: jnp.zeros((1, *m.shape), jnp.int32 if m.kind == "text" else jnp.float32)
+    name: jax.ShapeDtypeStruct(
+      (1, *m.shape), jnp.int32 if m.kind == "text" else jnp.float32
+    )
     for name, m in modalities.items()
   }
   keys = jax.random.split(key)
   params = {
-    "vae": vae.init(keys[0], example)["params"],
-    "discriminator": disc.init(keys[1], example).get("params", {}),
+    "vae": init_params(vae, keys[0], example),
+    "discriminator": init_params(disc, keys[1], example),
   }
-  opt_state = {name: tx.init(params[name]) for name, tx in _optimizers(config).items()}
+  opt_state = init_optimizers(_optimizers(config), params)
   return new_state(params, opt_state, {"vae": jax.tree.map(jnp.copy, params["vae"])})
 
 
@@ -116,9 +119,10 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   def elbo_terms(params, values, mask, keys):
     """Everything that one pass gives: terms {name: [b]}, and the generated values.
 
-    Generated: decoded from the prior and from a random subset's posterior.
+    Generated: decoded from the prior for every second example, and from a random
+    subset's posterior for the others.
     """
-    k = jax.vmap(lambda key: jax.random.split(key, 5))(keys)
+    k = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
     apply = lambda *args, method: vae.apply({"params": params}, *args, method=method)
     means, logvars = apply(values, method="encode")
     full = fuse.product_of_experts(means, logvars, mask)
@@ -131,16 +135,15 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     terms = {f"logp_{name}": logp for name, logp in logps.items()}
     terms |= {"kl": kl, "elbo": sum(logps.values()) - kl}
     terms["alignment"] = gaussian_kl(*full, *part)
-    z_part = fuse.sample_gaussian(k[:, 2], part)
+    if not loss.adversarial:
+      return terms, {}
+    even = jnp.arange(len(keys))[:, None] % 2 == 0
     z_prior = apply(k[:, 3], method="prior_sample")
-    fakes = {}
-    if loss.adversarial:
-      both = apply(jnp.concatenate([z_prior, z_part]), method="decode")
-      fakes = modes(both)
-    return terms, fakes
+    z = jnp.where(even, z_prior, fuse.sample_gaussian(k[:, 2], part))
+    return terms, modes(apply(z, loss.adversarial, method="decode"))
 
   def fool(disc_params, fakes):
-    """What the decoders descend to look real, [2b]."""
+    """What the decoders descend to look real, [b]."""
     logits = disc.apply({"params": disc_params}, fakes)
     return sum(adversarial.generator(x) for x in logits.values())
 
@@ -163,8 +166,7 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     real, fake = logits(values), logits(fakes)
     for name in loss.adversarial:
       has = mask[names.index(name)].astype(jnp.float32)
-      pairs = fake[name].reshape(2, -1)
-      d = sum(adversarial.discriminator(real[name], f) for f in pairs) / 2
+      d = adversarial.discriminator(real[name], fake[name])
       one = lambda x, name=name: logits({**values, name: x})[name]
       r1 = gradient_penalty(lambda x, one=one: one(x), values[name][:n])
       d, r1 = (d * has).mean(), (r1 * has[:n]).mean()
