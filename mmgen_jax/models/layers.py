@@ -103,9 +103,7 @@ class TransformerBlock(nn.Module):
     attend = None if mask is None else mask[:, None, None, :]
     x = x + nn.MultiHeadDotProductAttention(
       self.heads, dtype=self.dtype, kernel_init=kernel_init
-    )(
-      h, mask=attend
-    )
+    )(h, mask=attend)
     h = Dense(2 * d, dtype=self.dtype)(nn.LayerNorm(dtype=self.dtype)(x))
     return x + Dense(d, dtype=self.dtype)(nn.silu(h))
 

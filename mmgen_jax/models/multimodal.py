@@ -70,9 +70,7 @@ class Decoder(nn.Module):
   def __call__(self, z: Float[Array, "b z"]) -> Array:
     shape = self.modality.shape
     if self.modality.kind == "text":
-      return TextDecoder(
-        shape[0], self.outputs, self.width, self.blocks, self.dtype
-      )(z)
+      return TextDecoder(shape[0], self.outputs, self.width, self.blocks, self.dtype)(z)
     channels = shape[2] if self.modality.kind == "image" else 1
     grid = ConvDecoder(
       shape[:2], channels * self.outputs, self.width, self.blocks, dtype=self.dtype

@@ -30,9 +30,7 @@ class TextEncoder(nn.Module):
   def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b d"]:
     real = tokens != PAD
     x = Embed(self.vocabulary, self.width, dtype=self.dtype)(tokens)
-    position = self.param(
-      "position", embed_init, (tokens.shape[1], self.width)
-    )
+    position = self.param("position", embed_init, (tokens.shape[1], self.width))
     x = x + position.astype(self.dtype)
     for _ in range(self.blocks):
       x = TransformerBlock(dtype=self.dtype)(x, real)

@@ -1,0 +1,8 @@
+"""Train steps by family; each module has the same six functions.
+
+`init`, `make_train_step`, `make_eval_step`, `make_generate`, `subsets`, `build`.
+"""
+
+from mmgen_jax.steps import fusion, gan, vae
+
+STEPS = {"gan": gan, "vae": vae, "fusion": fusion}

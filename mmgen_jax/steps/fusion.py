@@ -26,6 +26,7 @@ from mmgen_jax.models.multimodal import MultimodalVAE
 from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
 from mmgen_jax.state import State, new_state
+from mmgen_jax.steps.inputs import blank_missing, example_shapes
 
 Modalities = Mapping[str, Modality]
 
@@ -70,12 +71,7 @@ def _optimizers(config) -> dict:
 def init(key: Array, config, modalities: Modalities) -> State:
   """A State at step 0: networks "vae" and "discriminator", an average of the first."""
   vae, disc = build(config, modalities)
-  example = {
-    name: jax.ShapeDtypeStruct(
-      (1, *m.shape), jnp.int32 if m.kind == "text" else jnp.float32
-    )
-    for name, m in modalities.items()
-  }
+  example = example_shapes(modalities)
   keys = jax.random.split(key)
   params = {
     "vae": init_params(vae, keys[0], example),
@@ -83,19 +79,6 @@ def init(key: Array, config, modalities: Modalities) -> State:
   }
   opt_state = init_optimizers(_optimizers(config), params)
   return new_state(params, opt_state, {"vae": jax.tree.map(jnp.copy, params["vae"])})
-
-
-def blank_missing(batch: dict, modalities: Modalities) -> tuple[dict, Array]:
-  """The modalities with zeros where they are missing, and the mask [m b].
-
-  So that not even a NaN in a missing modality can reach a gradient.
-  """
-  mask = jnp.stack([batch["mask"][name] for name in sorted(modalities)])
-  values = {}
-  for name in modalities:
-    x, has = batch[name], batch["mask"][name]
-    values[name] = jnp.where(has.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
-  return values, mask
 
 
 def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:

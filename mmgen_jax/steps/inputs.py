@@ -1,0 +1,46 @@
+"""What every step does with a batch before its networks see it."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from mmgen_jax.data.modality import Modality
+
+
+def only(modalities: Mapping[str, Modality], name: str) -> dict[str, Modality]:
+  """One modality of a data set, as a dict.
+
+  Raises:
+    ValueError: if the data set has no such modality.
+  """
+  if name not in modalities:
+    raise ValueError(
+      f"model.modality is {name!r}; the data set has {sorted(modalities)}"
+    )
+  return {name: modalities[name]}
+
+
+def example_shapes(modalities: Mapping[str, Modality]) -> dict:
+  """Shapes and dtypes of a batch of one, for `init_params`."""
+  dtype = {"text": jnp.int32}
+  return {
+    name: jax.ShapeDtypeStruct((1, *m.shape), dtype.get(m.kind, jnp.float32))
+    for name, m in modalities.items()
+  }
+
+
+def blank_missing(
+  batch: dict, modalities: Mapping[str, Modality]
+) -> tuple[dict[str, Array], Bool[Array, "m b"]]:
+  """The modalities with zeros where they are missing, and the mask, in sorted order.
+
+  So that not even a NaN in a missing modality can reach a gradient.
+  """
+  mask = jnp.stack([batch["mask"][name] for name in sorted(modalities)])
+  values = {}
+  for name in modalities:
+    x, has = batch[name], batch["mask"][name]
+    values[name] = jnp.where(has.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+  return values, mask
