@@ -1,0 +1,241 @@
+"""A checkpoint -> samples from every subset of inputs -> scores -> records, pictures.
+
+Evaluation uses the averaged parameters ("ema") of the newest sound checkpoint, examples
+of the split `config.eval.split` ("test" unless it says otherwise) that training never
+saw, and the same generation for every direction in one compiled pass.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmgen_jax import checkpoint, pictures, provenance, records, scores
+from mmgen_jax import config as config_lib
+from mmgen_jax import data as datasets
+from mmgen_jax.data.examples import Examples
+from mmgen_jax.generate import Samples, make_sampler, showcase
+from mmgen_jax.metrics import coherence, judges
+from mmgen_jax.state import State
+from mmgen_jax.steps import STEPS
+
+SHOWN = 12  # examples in pictures
+# Splits that hold out something of one modality: what is given must have that one.
+HOLDS_OUT = {"test_speaker": "audio"}
+
+Say = Callable[[str], None]
+
+
+def _say(message: str) -> None:
+  if jax.process_index() == 0:
+    print(f"mmgen_jax: {message}", file=sys.stderr, flush=True)
+
+
+def _load(config, split: str, data_dir) -> Examples:
+  return datasets.load(config.data.name, split, data_dir, **config.data.options)
+
+
+def _data_dir(workdir, data_dir) -> Path:
+  return Path(data_dir or Path(workdir) / "data")
+
+
+def load_state(config, workdir, modalities) -> tuple[State, int]:
+  """The newest sound state of a workdir, and its step.
+
+  Raises:
+    FileNotFoundError: if there is none.
+  """
+  family: Any = STEPS[config.family]
+  like = jax.eval_shape(lambda: family.init(jax.random.key(0), config, modalities))
+  return checkpoint.load(Path(workdir) / "checkpoints", like)
+
+
+def _entries(
+  setting: scores.Setting, samples: Samples, reads: scores.Reads, floor, say: Say
+) -> list[scores.Entry]:
+  """Every entry that one split of held-out examples gives."""
+  judged = scores.described(setting, setting.judges.readers)
+  for name, judge in judged.items():
+    accuracy, count = judge["accuracy"], judge["accuracy_count"]
+    say(f"judge {judge['name']}: {accuracy:.2%} of {count} real {name}s read right")
+  entries = scores.coherence_entries(setting, reads, judged)
+  kind = HOLDS_OUT.get(setting.examples.split)
+  if kind is not None:
+    modalities = setting.examples.modalities
+    held = {name for name, m in modalities.items() if m.kind == kind}
+    return [e for e in entries if held & set(e["given"] or ())]
+  entries += scores.reconstruction_entries(setting, samples)
+  entries += scores.loss_entries(setting, samples)
+  return entries + scores.distance_entries(setting, samples, floor, say)
+
+
+def evaluate(
+  config, workdir, data_dir=None, *, say: Say = _say
+) -> list[records.Record]:
+  """The records of the newest checkpoint; also written, with pictures, to `workdir`.
+
+  Args:
+    config: of the run.
+    workdir: where its checkpoints are; gets records/ and samples/.
+    data_dir: where data sets and trained judges are kept; default <workdir>/data.
+    say: told how it goes.
+
+  Raises:
+    FileNotFoundError: if there is no sound checkpoint.
+  """
+  started, data_dir = time.time(), _data_dir(workdir, data_dir)
+  split = config.eval.get("split", "test")
+  train, held_out = _load(config, "train", data_dir), _load(config, split, data_dir)
+  state, step = load_state(config, workdir, held_out.modalities)
+  if jax.process_index() != 0:
+    return []  # the others had to hear the checkpoint, and are done
+  made_by = judges.make(train, data_dir / "judges", say=say)
+  sampler = make_sampler(config, held_out.modalities, batch_size=config.eval.batch_size)
+  fingerprint = config_lib.fingerprint(config)
+  origin = provenance.provenance(fingerprint)
+  out = []
+  extra = [s for s in HOLDS_OUT if s in _splits(config)]
+  for name in (split, *extra):
+    examples = held_out if name == split else _load(config, name, data_dir)
+    count = min(config.eval.num_examples, len(examples))
+    say(f"evaluating step {step} on {count} examples of {examples.name}/{name}")
+    indices = np.arange(count)
+    samples = sampler(state.ema, examples, indices, config.seed, say)
+    setting = scores.Setting(examples, indices, made_by, config.eval.bootstrap)
+    floor = _some_real(train, made_by.extractors, count)
+    reads = scores.read_all(setting, samples)
+    entries = _entries(setting, samples, reads, floor, say)
+    context = records.context(config, examples, count, step, origin)
+    out += records.complete(entries, context)
+    if name == split:
+      panel = _panel(setting, samples, _shown(setting), reads)
+      path = records.path(workdir, step).with_suffix(".npz")
+      pictures.save_panel(path, panel, {"step": step, "split": split})
+  path = records.write(workdir, step, out)
+  say(f"{len(out)} records in {path}, {time.time() - started:.0f} s")
+  return records.read(workdir, step)
+
+
+def _splits(config) -> tuple[str, ...]:
+  return datasets.spec(config.data.name, **config.data.options).splits
+
+
+def _some_real(train: Examples, names, count: int) -> dict[str, np.ndarray]:
+  """{modality: `count` real stored values of the training split}.
+
+  Their distance to the held-out ones is what a model that gives back its training set
+  would get.
+  """
+  present = train.present
+  rows = {name: np.flatnonzero(present[name])[:count] for name in names}
+  return {name: train.columns[name].take(rows[name]) for name in names}
+
+
+def _panel(setting: scores.Setting, samples: Samples, at, reads) -> pictures.Panel:
+  """What was made of the examples at positions `at` of the samples."""
+  right = {}
+  made = {name: x[:, at] for name, x in samples.values.items()}
+  for (given, target), marks in scores.right_of_made(setting, reads).items():
+    row = right.setdefault(target, np.full(made[target].shape[:2], -1, np.int8))
+    row[samples.subsets.index(given)] = marks["strict"][at]
+  prior = {target: read for (given, target), read in reads.items() if not given}
+  if len(prior) > 1:
+    agreed = coherence.agree(prior)["strict"][at]
+    for target in prior:
+      row = right.setdefault(target, np.full(made[target].shape[:2], -1, np.int8))
+      row[samples.subsets.index(())] = agreed
+  modalities = setting.examples.modalities
+  return pictures.panel(
+    modalities,
+    {name: setting.real(name)[at] for name in modalities},
+    {name: setting.has([name])[at] for name in modalities},
+    samples.subsets,
+    made,
+    right,
+  )
+
+
+def _shown(setting: scores.Setting, count: int = SHOWN) -> np.ndarray:
+  """Positions of the examples to look at: the first ones, each class in its turn."""
+  label = next(iter(judges.attributes(setting.examples)), None)
+  if label is None:
+    return np.arange(min(count, len(setting.indices)))
+  return showcase(setting.truth([label])[label], count)
+
+
+def make_on_samples(
+  config, workdir, data_dir=None, *, say: Say = _say
+) -> Callable[[State, int], None]:
+  """`on_samples(state, step)`: writes pictures, from the same noise at every step.
+
+  From validation examples, to <workdir>/samples/step_<step>/: grids, and panel.npz with
+  the coherence of one batch. The data, the judges and the compiled generation are made
+  at its first call. It uses this process's devices only, and does nothing on processes
+  other than 0.
+  """
+  data_dir = _data_dir(workdir, data_dir)
+  prepared: list = []
+
+  def prepare():
+    examples = _load(config, "validation", data_dir)
+    readers = judges.make(
+      _load(config, "train", data_dir), data_dir / "judges", extract=False, say=say
+    )
+    count = min(config.eval.batch_size, len(examples))
+    sampler = make_sampler(config, examples.modalities, batch_size=count)
+    return scores.Setting(examples, np.arange(count), readers), sampler
+
+  def on_samples(state: State, step: int) -> None:
+    if jax.process_index() != 0:
+      return
+    if not prepared:
+      prepared.append(prepare())
+    setting, sampler = prepared[0]
+    ema = jax.tree.map(_local, state.ema)
+    samples = sampler(ema, setting.examples, setting.indices, config.seed)
+    reads = scores.read_all(setting, samples)
+    coherent = {
+      f"{'+'.join(given)} -> {target}": float(right["strict"].mean())
+      for (given, target), right in scores.right_of_made(setting, reads).items()
+      if target not in given
+    }
+    panel = _panel(setting, samples, _shown(setting), reads)
+    folder = Path(workdir) / "samples" / f"step_{step:07d}"
+    pictures.write_grids(folder, panel, step)
+    extra = {"step": step, "coherence": coherent, "count": len(setting.indices)}
+    pictures.save_panel(folder / "panel.npz", panel, extra)
+
+  return on_samples
+
+
+def _local(x) -> np.ndarray:
+  """This process's copy of a replicated array."""
+  return np.asarray(x.addressable_data(0)) if isinstance(x, jax.Array) else x
+
+
+def sample(config, workdir, data_dir=None, *, count: int = 16, say: Say = _say):
+  """Writes grids of every direction of the newest checkpoint; the files' paths.
+
+  Raises:
+    FileNotFoundError: if there is no sound checkpoint.
+  """
+  data_dir = _data_dir(workdir, data_dir)
+  examples = _load(config, config.eval.get("split", "test"), data_dir)
+  state, step = load_state(config, workdir, examples.modalities)
+  if jax.process_index() != 0:
+    return []
+  setting = scores.Setting(examples, np.arange(len(examples)), judges.Judges({}, {}))
+  indices = _shown(setting, count)
+  setting = setting._replace(indices=indices)
+  sampler = make_sampler(config, examples.modalities, batch_size=len(indices))
+  samples = sampler(state.ema, examples, indices, config.seed)
+  panel = _panel(setting, samples, np.arange(len(indices)), {})
+  folder = Path(workdir) / "samples" / f"step_{step:07d}_{count}"
+  paths = pictures.write_grids(folder, panel, step, columns=count)
+  for path in paths:
+    say(f"wrote {path}")
+  return paths

@@ -1,0 +1,172 @@
+"""Who reads attributes from examples, per data set and modality.
+
+Sprites are read by their checker, which is not trained. For any other labelled set,
+images and sounds are read by classifiers that the project trains on the real training
+split, and a text is read by looking for it among the real ones. Where nothing can be
+read (no labels), there is no judge, and nothing is claimed.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from mmgen_jax.data import modality as modality_lib
+from mmgen_jax.data import sprites_checker, sprites_render
+from mmgen_jax.data.examples import Examples
+from mmgen_jax.metrics import coherence
+from mmgen_jax.metrics.extractor import Extractor, Recipe, load_or_train
+
+_DEFAULT = {
+  "image": Recipe(),
+  "audio": Recipe(shift=(3.0, 3.0), scale=(0.2, 0.1), gain=0.15, noise=0.1, erase=6),
+}
+RECIPES = {  # (data set, kind), where the default would be too little or too much
+  ("sprites", "image"): dataclasses.replace(_DEFAULT["image"], steps=120),
+  ("sprites", "audio"): Recipe(steps=120, shift=(1.0, 1.0), scale=(0.05, 0.0)),
+  ("digits", "image"): dataclasses.replace(_DEFAULT["image"], steps=1500),
+  ("digits", "audio"): dataclasses.replace(_DEFAULT["audio"], steps=1000),
+}
+
+
+class Judge(NamedTuple):
+  """What reads attributes.
+
+  Attributes:
+    name: says what it is.
+    sha256: of its weights or its source.
+    read: stored values [n, ...] -> {label: int32 [n]}, `UNREADABLE` where it cannot.
+  """
+
+  name: str
+  sha256: str
+  read: Callable[[np.ndarray], Mapping[str, Int[np.ndarray, " n"]]]
+
+
+class Judges(NamedTuple):
+  """All that an evaluation measures with.
+
+  Attributes:
+    readers: {modality: Judge}.
+    extractors: {modality: Extractor}, whose features distances are taken in.
+  """
+
+  readers: Mapping[str, Judge]
+  extractors: Mapping[str, Extractor]
+
+
+def make(
+  train: Examples,
+  directory: Path | str,
+  *,
+  labels: Sequence[str] = (),
+  extract: bool = True,
+  say: Callable[[str], None] = lambda message: None,
+) -> Judges:
+  """The judges of a data set; trains those that `directory` does not hold yet.
+
+  Args:
+    train: its real training split.
+    directory: where trained judges are kept.
+    labels: which of its labels count as attributes; by default `attributes(train)`.
+    extract: whether extractors are wanted that are not needed to read.
+    say: told how training goes.
+  """
+  labels = sorted(labels) or attributes(train)
+  extractors, readers = {}, {}
+  for name, modality in train.modalities.items() if labels else ():
+    checked = train.name == "sprites"
+    if checked:
+      readers[name] = sprite_judge(train, name)
+    if modality.kind == "text":
+      readers.setdefault(name, text_judge(train, name, labels))
+    elif extract or not checked:
+      recipe = RECIPES.get((train.name, modality.kind), _DEFAULT[modality.kind])
+      called = f"mmgen-{train.name}-{name}-v1"
+      e = load_or_train(called, train, name, labels, recipe, directory, say=say)
+      extractors[name] = e
+      readers.setdefault(name, as_judge(e))
+  return Judges(readers, extractors)
+
+
+def attributes(train: Examples) -> list[str]:
+  """The labels that every text of a set says; without texts, all its named labels."""
+  names = [name for name, m in train.modalities.items() if m.kind == "text"]
+  labels = sorted(set(train.labels) & set(train.label_names))
+  for name in names:
+    labels = [x for x in labels if x in _meaning(train, name, labels)[1]]
+  return labels
+
+
+def as_judge(e: Extractor) -> Judge:
+  """A classifier as a Judge."""
+  return Judge(e.name, e.sha256, lambda values: e(values)[1])
+
+
+def sprite_judge(examples: Examples, name: str) -> Judge:
+  """The checker of sprites, for one of their modalities."""
+  level = sum(label in sprites_render.NAMES for label in examples.labels)
+  modality = examples.modalities[name]
+  kind = {"image": "image", "text": "caption", "audio": "sound"}[modality.kind]
+  sources = (sprites_checker.__file__, sprites_render.__file__)
+  source = b"".join(Path(file).read_bytes() for file in sources)
+
+  def read(values):
+    if modality.kind == "text":
+      values = modality_lib.detokenise(modality, values)
+    return sprites_checker.check(kind, values, level)
+
+  return Judge(f"sprites-checker-{kind}", hashlib.sha256(source).hexdigest(), read)
+
+
+def _meaning(examples: Examples, name: str, labels: Sequence[str]):
+  """The distinct real texts, and {label: its value for each} for labels they fix."""
+  rows = np.flatnonzero(examples.present[name])
+  tokens = examples.columns[name].take(rows)
+  texts, which = np.unique(tokens, axis=0, return_inverse=True)
+  which = which.reshape(-1)
+  meaning = {}
+  for label in sorted(labels):
+    values = np.asarray(examples.labels[label])[rows]
+    one = np.zeros(len(texts), np.int32)
+    one[which] = values
+    if (one[which] == values).all():
+      meaning[label] = one
+  return modality_lib.detokenise(examples.modalities[name], texts), meaning
+
+
+def text_judge(examples: Examples, name: str, labels: Sequence[str]) -> Judge:
+  """Reads a text by exact match with the real ones, for labels that these fix.
+
+  A label in which two examples of one text differ is not said by the text, so it is not
+  read from it. A text that no real example has is unreadable.
+  """
+  modality = examples.modalities[name]
+  texts, meaning = _meaning(examples, name, labels)
+  known = {text: i for i, text in enumerate(texts)}
+  described = repr((texts, {k: v.tolist() for k, v in meaning.items()}))
+
+  def read(values):
+    strings = modality_lib.detokenise(modality, values)
+    at = np.array([known.get(s, -1) for s in strings], np.int32)
+    return {
+      label: np.where(at >= 0, one[at], coherence.UNREADABLE).astype(np.int32)
+      for label, one in meaning.items()
+    }
+
+  digest = hashlib.sha256(described.encode()).hexdigest()
+  return Judge(f"exact-match-{examples.name}-{name}", digest, read)
+
+
+def describe(judge: Judge, right: Mapping[str, np.ndarray]) -> dict:
+  """What a record says of its judge; `right` is what it read correctly of real ones."""
+  return {
+    "name": judge.name,
+    "sha256": judge.sha256,
+    "accuracy": round(float(right["strict"].mean()), 6),
+    "accuracy_count": len(right["strict"]),
+  }

@@ -1,0 +1,233 @@
+"""What the judges say of samples: from arrays to entries of records, one dict each.
+
+An entry has "metric", "value", "interval" (None where there is none) and its kind,
+"given" and "target" (None where it has no direction), "samples" (how many examples the
+value is a mean over), and what it was measured with. Only examples that have every
+given modality count, and where a target's own value is needed, only those that have it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from mmgen_jax.data.examples import Examples
+from mmgen_jax.generate import Samples, Subset
+from mmgen_jax.metrics import bootstrap, coherence, frechet
+from mmgen_jax.metrics.judges import Judge, Judges, as_judge, describe
+
+Entry = dict[str, Any]
+Reads = dict[tuple[Subset, str], dict[str, np.ndarray]]
+
+
+class Setting(NamedTuple):
+  """What samples are measured against.
+
+  Attributes:
+    examples: the held-out split.
+    indices: which of them the samples were made from.
+    judges: what reads them.
+    resamples: of the bootstrap.
+    seed: of the bootstrap.
+  """
+
+  examples: Examples
+  indices: np.ndarray
+  judges: Judges
+  resamples: int = 1000
+  seed: int = 0
+
+  def real(self, modality: str) -> np.ndarray:
+    """The examples' own stored values."""
+    return self.examples.columns[modality].take(self.indices)
+
+  def truth(self, names) -> dict[str, np.ndarray]:
+    """The examples' own labels."""
+    return {name: self.examples.labels[name][self.indices] for name in names}
+
+  def has(self, modalities: Sequence[str]) -> Bool[np.ndarray, "n"]:
+    """Which examples have all of these modalities."""
+    present = self.examples.present
+    all_of = np.ones(len(self.indices), bool)
+    for name in modalities:
+      all_of &= present[name][self.indices]
+    return all_of
+
+
+def _mean(s: Setting, metric: str, values, groups=None, **more) -> Entry:
+  mean, low, high = bootstrap.mean_interval(
+    values, groups, resamples=s.resamples, seed=s.seed
+  )
+  return {
+    "metric": metric,
+    "value": mean,
+    "interval": [low, high],
+    "interval_kind": f"95 % percentile bootstrap over examples, {s.resamples} draws",
+    "samples": len(values),
+    **more,
+  }
+
+
+def directions(subsets: Sequence[Subset], modality: str) -> list[Subset]:
+  """The subsets that it is worth making a modality from.
+
+  Those without it, and everything, which is reconstruction.
+  """
+  everything = max(subsets, key=len)
+  return [s for s in subsets if modality not in s or s == everything]
+
+
+def read_all(s: Setting, samples: Samples) -> Reads:
+  """{(given, target): the attributes that were read} for every direction."""
+  reads = {}
+  for target, judge in s.judges.readers.items():
+    if target in samples.values:
+      for given in directions(samples.subsets, target):
+        at = samples.subsets.index(given)
+        reads[given, target] = dict(judge.read(samples.values[target][at]))
+  return reads
+
+
+def right_of_real(s: Setting, by: Mapping[str, Judge]) -> dict[str, dict]:
+  """{modality: what its judge in `by` reads correctly of the real examples}."""
+  out = {}
+  for name, judge in by.items():
+    has = s.has([name])
+    read = judge.read(s.real(name)[has])
+    truth = {label: x[has] for label, x in s.truth(read).items()}
+    out[name] = coherence.correct(read, truth)
+  return out
+
+
+def right_of_made(s: Setting, reads: Reads) -> dict[tuple[Subset, str], dict]:
+  """{(given, target): {attribute or "strict": bool [n]}} where something was given."""
+  return {
+    (given, target): coherence.correct(read, s.truth(read))
+    for (given, target), read in reads.items()
+    if given
+  }
+
+
+def described(s: Setting, by: Mapping[str, Judge]) -> dict[str, dict]:
+  """{modality: what a record says of its judge in `by`}, its accuracy included."""
+  right = right_of_real(s, by)
+  return {name: describe(judge, right[name]) for name, judge in by.items()}
+
+
+def coherence_entries(s: Setting, reads: Reads, judged) -> list[Entry]:
+  """Conditional coherence of every direction, joint coherence of the prior.
+
+  Args:
+    s: the setting.
+    reads: from `read_all`.
+    judged: {modality: what a record says of its judge}, from `described`.
+  """
+  entries, from_prior = [], {}
+  for (given, target), right in right_of_made(s, reads).items():
+    rows = s.has(given)
+    if not rows.any():
+      continue
+    direction = {"given": list(given), "target": target, "judge": judged[target]}
+    groups = coherence.classes(s.truth(reads[given, target]), reads[given, target])
+    strict = right["strict"][rows]
+    entries.append(_mean(s, "coherence/strict", strict, **direction))
+    entries.append(
+      _mean(s, "coherence/strict_macro", strict, groups[rows], **direction)
+    )
+    for name, truth in s.truth(reads[given, target]).items():
+      values = right[name][rows]
+      entries.append(_mean(s, f"coherence/{name}", values, **direction))
+      entries.append(
+        _mean(s, f"coherence/{name}_macro", values, truth[rows], **direction)
+      )
+  for (given, target), read in reads.items():
+    if not given:
+      from_prior[target] = read
+      readable = coherence.readable(read)
+      direction = {"given": [], "target": target, "judge": judged[target]}
+      entries.append(_mean(s, "readable", readable, **direction))
+  if len(from_prior) > 1:
+    for name, values in coherence.agree(from_prior).items():
+      judges = [judged[target] for target in sorted(from_prior)]
+      more = {"given": [], "target": sorted(from_prior), "judge": judges}
+      entries.append(_mean(s, f"joint_coherence/{name}", values, **more))
+  return entries
+
+
+def reconstruction_entries(s: Setting, samples: Samples) -> list[Entry]:
+  """Errors of every target that was among what was given."""
+  entries = []
+  for target, errors in samples.errors.items():
+    for at, given in enumerate(samples.subsets):
+      rows = s.has(given)
+      if target in given and rows.any():
+        entries += [
+          _mean(
+            s, f"reconstruction/{name}", x[at][rows], given=list(given), target=target
+          )
+          for name, x in errors.items()
+        ]
+  return entries
+
+
+def loss_entries(s: Setting, samples: Samples) -> list[Entry]:
+  """The held-out means of what the evaluation step gives."""
+  return [
+    _mean(s, f"loss/{name}", np.asarray(x, np.float64), given=None, target=None)
+    for name, x in sorted(samples.losses.items())
+  ]
+
+
+def distance_entries(
+  s: Setting, samples: Samples, others: Mapping[str, np.ndarray], say
+) -> list[Entry]:
+  """Frechet distance and KID of what was made against the held-out real examples.
+
+  Args:
+    s: the setting; its examples are the reference.
+    samples: what was made.
+    others: {modality: real stored values of the training split}, for the floor.
+    say: told how it goes.
+  """
+  entries = []
+  by = {name: as_judge(e) for name, e in s.judges.extractors.items()}
+  extracted = described(s, by)
+  for target, extractor in s.judges.extractors.items():
+    if target not in samples.values:
+      continue
+    real = extractor(s.real(target)[s.has([target])])[0]
+    reference = {
+      "data": s.examples.name,
+      "split": s.examples.split,
+      "samples": len(real),
+    }
+    shared = {"target": target, "extractor": extracted[target], "reference": reference}
+
+    def measure(features, prefix, given, real=real, shared=shared):
+      if min(len(features), len(real)) < 2:
+        return []
+      value = frechet.frechet_distance(frechet.moments(features), frechet.moments(real))
+      k = frechet.kid(features, real)
+      interval = [k.value - 1.96 * k.standard_error, k.value + 1.96 * k.standard_error]
+      more = {"given": given, "samples": len(features), **shared}
+      return [
+        {"metric": f"{prefix}frechet", "value": value, "interval": None, **more},
+        {
+          "metric": f"{prefix}kid",
+          "value": k.value,
+          "interval": interval if math.isfinite(k.standard_error) else None,
+          "interval_kind": f"1.96 standard errors over {k.blocks} blocks",
+          **more,
+        },
+      ]
+
+    if target in others:
+      entries += measure(extractor(others[target])[0], "floor/", None)
+    for given in directions(samples.subsets, target):
+      rows = s.has(given)
+      values = samples.values[target][samples.subsets.index(given)][rows]
+      entries += measure(extractor(values)[0], "", list(given))
+    say(f"distances of {target}: {len(real)} real examples, {extractor.name}")
+  return entries
