@@ -6,6 +6,7 @@ what the decoders make of z from the prior and from a subset of the modalities.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import combinations
 
 import jax
@@ -26,7 +27,7 @@ from mmgen_jax.models.multimodal import MultimodalVAE
 from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
 from mmgen_jax.state import State, new_state
-from mmgen_jax.steps.inputs import blank_missing, example_shapes
+from mmgen_jax.steps.inputs import blank_missing, example_shapes, one_in
 
 Modalities = Mapping[str, Modality]
 
@@ -144,15 +145,16 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   def discriminator_loss(disc_params, values, fakes, mask):
     """Mean over examples; an example counts for the modalities that it has."""
     total, metrics = jnp.zeros(()), {}
-    n = len(mask[0]) // loss.r1_fraction  # R1 on a part: the same in expectation
+    part = partial(one_in, loss.r1_fraction)  # for R1: the same in expectation
     logits = lambda values: disc.apply({"params": disc_params}, values)
     real, fake = logits(values), logits(fakes)
     for name in loss.adversarial:
       has = mask[names.index(name)].astype(jnp.float32)
       d = adversarial.discriminator(real[name], fake[name])
-      one = lambda x, name=name: logits({**values, name: x})[name]
-      r1 = gradient_penalty(lambda x, one=one: one(x), values[name][:n])
-      d, r1 = (d * has).mean(), (r1 * has[:n]).mean()
+      rest = jax.tree.map(part, {m: values[m] for m in loss.adversarial})
+      alone = lambda x, name=name, rest=rest: logits(rest | {name: x})[name]
+      r1 = gradient_penalty(alone, rest[name])
+      d, r1 = (d * has).mean(), (r1 * part(has)).mean()
       total += d + 0.5 * loss.r1_gamma * r1
       metrics |= {f"fusion/d_{name}": d, f"fusion/r1_{name}": r1}
       metrics[f"fusion/d_{name}_real"] = (real[name] * has).mean()

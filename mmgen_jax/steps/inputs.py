@@ -44,3 +44,17 @@ def blank_missing(
     x, has = batch[name], batch["mask"][name]
     values[name] = jnp.where(has.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
   return values, mask
+
+
+def one_in(k: int, x: Array) -> Array:
+  """Every k-th example, [b / k ...]; cut so that a sharded batch needs no communication.
+
+  Raises:
+    ValueError: if the batch (of one device, under pmap) is not a multiple of k.
+  """
+  if len(x) % k:
+    raise ValueError(
+      f"loss.r1_fraction = {k} does not divide a batch of {len(x)} (per device and"
+      " microbatch)"
+    )
+  return x.reshape(-1, k, *x.shape[1:])[:, 0]

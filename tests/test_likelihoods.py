@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from mmgen_jax import likelihoods as L
+
+RNG = np.random.default_rng(0)
+X = RNG.uniform(-1, 1, (5, 3, 2)).astype(np.float32)
+M = RNG.normal(size=(5, 3, 2, 1)).astype(np.float32)
+
+
+def test_gaussian_is_scipys():
+  got = L.gaussian(scale=0.3).log_prob(M, X)
+  want = stats.norm(M[..., 0], 0.3).logpdf(X).sum((1, 2))
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_laplace_is_scipys():
+  got = L.laplace(scale=0.75).log_prob(M, X)
+  want = stats.laplace(M[..., 0], 0.75).logpdf(X).sum((1, 2))
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_bernoulli_is_scipys_on_black_and_white():
+  x = np.where(X > 0, 1.0, -1.0)
+  p = 1 / (1 + np.exp(-M[..., 0].astype(np.float64)))
+  want = stats.bernoulli(p).logpmf((x + 1) // 2).sum((1, 2))
+  np.testing.assert_allclose(L.bernoulli().log_prob(M, x), want, rtol=1e-5)
+
+
+def test_categorical_is_a_log_of_softmax():
+  logits = RNG.normal(size=(4, 6, 7)).astype(np.float32)
+  x = RNG.integers(0, 7, (4, 6))
+  p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  want = np.log(np.take_along_axis(p, x[..., None], -1)[..., 0]).sum(1)
+  np.testing.assert_allclose(
+    L.categorical(classes=7).log_prob(logits, x), want, rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize("mean, log_scale", [(0.1, -2.0), (-1.3, -4.0), (0.99, -7.0)])
+def test_discretised_logistic_sums_to_one_and_is_a_difference_of_cdfs(mean, log_scale):
+  levels = np.linspace(-1, 1, 256)
+  params = np.tile(np.array([mean, log_scale], np.float32), (256, 1))
+  logp = np.asarray(L.discretised_logistic().log_prob(params[:, None], levels[:, None]))
+  assert np.exp(logp.astype(np.float64)).sum() == pytest.approx(1.0, abs=1e-4)
+  upper, lower = levels + 1 / 255, levels - 1 / 255
+  upper[-1], lower[0] = np.inf, -np.inf
+  cdf = stats.logistic(mean, np.exp(log_scale)).cdf
+  want = cdf(upper) - cdf(lower)
+  big = want > 1e-6
+  np.testing.assert_allclose(np.exp(logp)[big], want[big], rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", sorted(set(L.LIKELIHOODS) - {"categorical"}))
+def test_gradients_are_finite_far_from_the_data(name):
+  lik = L.make_likelihood(name)
+  params = jnp.full((1, 4, lik.outputs), 40.0)
+  x = jnp.array([[-1.0, 1.0, 0.0, 0.5]])
+  grad = jax.grad(lambda p: lik.log_prob(p, x).sum())(params)
+  assert np.isfinite(grad).all()
+
+
+def test_an_unknown_name_is_refused():
+  with pytest.raises(ValueError, match="'poisson'"):
+    L.make_likelihood("poisson")

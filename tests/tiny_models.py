@@ -1,0 +1,61 @@
+"""Tiny configs, modalities and batches that tests share."""
+
+import numpy as np
+
+from configs import common
+from mmgen_jax.data import modality
+
+BATCH = 8
+
+
+def tiny(family, **changes):
+  """(config, modalities, inputs): SGD, 8 examples, some modalities missing."""
+  modalities = {
+    "image": modality.image(8, 8, 3),
+    "sound": modality.audio(8, 8, 8000),
+    "word": modality.text(["a", "b", "c"], 3),
+  }
+  config = common.defaults(family)
+  config.model.update(
+    latent=4,
+    widths={"image": 8, "audio": 8, "text": 8},
+    disc_widths={"image": 8, "audio": 8},
+    features=8,
+    blocks=1,
+    prior_components=3,
+    scales={"image": 1.0, "audio": 1.0},
+    modality="image",
+    classes=3,
+    label="digit",
+  )
+  config.loss.update(
+    posterior="poe",
+    beta=1.0,
+    alignment=1.0,
+    weights={"word": 5.0},
+    adversarial=("image", "sound"),
+    adversarial_weight=1.0,
+    gan="non_saturating",
+    r1_gamma=1.0,
+    r1_fraction=1,
+  )
+  config.optim = common.optim(1e-3, name="sgd")
+  config.disc_optim = common.optim(1e-3, name="sgd")
+  with config.unlocked():
+    config.update(changes)
+
+  def inputs(first_step, updates):
+    rng = np.random.default_rng(first_step)
+    shape = (updates, BATCH)
+    mask = rng.random((3, *shape)) > 0.3
+    mask[0] |= ~mask.any(0)
+    return {
+      "image": rng.uniform(-1, 1, (*shape, 8, 8, 3)).astype(np.float32),
+      "sound": rng.uniform(-1, 1, (*shape, 8, 8)).astype(np.float32),
+      "word": rng.integers(0, 5, (*shape, 3)).astype(np.int32),
+      "mask": dict(zip(sorted(modalities), mask, strict=True)),
+      "labels": {"digit": rng.integers(0, 3, shape).astype(np.int32)},
+      "index": np.arange(updates * BATCH, dtype=np.int32).reshape(shape),
+    }
+
+  return config, modalities, inputs
