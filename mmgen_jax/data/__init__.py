@@ -1,7 +1,9 @@
 """Data sets by name. `load` gives the examples of a split, `spec` what is in a set."""
 
 import importlib
+import inspect
 import os
+from typing import Any
 
 from mmgen_jax.data.examples import Column, Examples, Spec
 
@@ -22,24 +24,19 @@ def _module(name: str):
   return importlib.import_module(DATASETS[name])
 
 
-def _call(name: str, function: str, *args, **options):
-  import inspect
-
-  target = getattr(_module(name), function)
-  known = [
-    p.name
-    for p in inspect.signature(target).parameters.values()
-    if p.kind is inspect.Parameter.KEYWORD_ONLY
-  ]
+def _checked(name: str, options: dict[str, Any]) -> Any:
+  """The module of a data set, if it knows the options."""
+  module = _module(name)
+  known = list(inspect.signature(module.spec).parameters)
   unknown = sorted(set(options) - set(known))
   if unknown:
     raise ValueError(f"data set {name!r} has no option {unknown}; it has {known}")
-  return target(*args, **options)
+  return module
 
 
 def spec(name: str, **options) -> Spec:
   """What a data set holds: modalities, labels, splits; reads as little as it can."""
-  return _call(name, "spec", **options)
+  return _checked(name, options).spec(**options)
 
 
 def load(name: str, split: str, data_dir: str | os.PathLike, **options) -> Examples:
@@ -49,10 +46,10 @@ def load(name: str, split: str, data_dir: str | os.PathLike, **options) -> Examp
     name: one of `DATASETS`.
     split: "train", "validation" or "test"; "digits" also has "test_speaker".
     data_dir: where TFDS sets are and own ones are prepared; may be a bucket.
-    **options: of the data set; its module's `load` names them.
+    **options: of the data set; its module's `spec` names them.
 
   Raises:
     ValueError: for an unknown set, split or option, or for data that are no good.
     FileNotFoundError: where something has to be fetched first; says how.
   """
-  return _call(name, "load", split, data_dir, **options)
+  return _checked(name, options).load(split, data_dir, **options)

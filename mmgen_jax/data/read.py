@@ -16,6 +16,8 @@ import shutil
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,13 +79,16 @@ def prepare(builder_class, data_dir: str | os.PathLike, **kwargs):
   """
   import tensorflow_datasets as tfds
 
+  def is_prepared(builder) -> bool:  # TFDS's own test warns where there is nothing yet
+    return (builder.data_path / "dataset_info.json").exists()
+
   builder = builder_class(data_dir=os.fspath(data_dir), **kwargs)
-  if builder.is_prepared():
+  if is_prepared(builder):
     return builder
   where = writable_dir(data_dir)
   builder = builder_class(data_dir=str(where), **kwargs)
   with lock(where / f".{builder.name}.lock"):
-    if builder.is_prepared():
+    if is_prepared(builder):
       return builder_class(data_dir=str(where), **kwargs)  # another process was faster
     say(f"preparing {builder.info.full_name} in {where} (once)")
     config = tfds.download.DownloadConfig(try_download_gcs=False)
@@ -91,6 +96,21 @@ def prepare(builder_class, data_dir: str | os.PathLike, **kwargs):
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a banner
       builder.download_and_prepare(file_format="array_record", download_config=config)
   return builder
+
+
+def offline_reason(url: str) -> str:
+  """Why a site cannot be reached, at once; "" if it can.
+
+  TFDS tries a download for more than three minutes before it gives up.
+  """
+  try:
+    request = urllib.request.Request(url, method="HEAD")
+    urllib.request.urlopen(request, timeout=5).close()
+  except urllib.error.HTTPError:  # it answered
+    return ""
+  except OSError as error:
+    return str(getattr(error, "reason", error))
+  return ""
 
 
 def say(line: str) -> None:
@@ -148,16 +168,47 @@ def read(
       return columns
     records = source(open_builder(), split)
     say(f"decoding {len(records)} examples of {name}/{split} (once)")
-    _write_cache(folder, what, _blocks(records, decode), len(records))
+    _write_cache(
+      folder, what, _blocks(records, decode, f"{name}/{split}"), len(records)
+    )
   columns = _open_cache(folder, what)
   assert columns, folder
   return columns
 
 
-def _blocks(records, decode):
+def _blocks(records, decode, name: str):
   for first in range(0, len(records), BLOCK):
     block = range(first, min(first + BLOCK, len(records)))
-    yield decode(records.__getitems__(list(block)))
+    try:
+      yield decode(records.__getitems__(list(block)))
+    except Exception as error:
+      where = f"records {block[0]} to {block[-1]} of {name}"
+      raise ValueError(f"{where} cannot be decoded: {error}") from error
+
+
+class DecodedOnAccess:
+  """Stored values that are read and decoded when they are asked for."""
+
+  def __init__(self, records, decode, column: str, shape: tuple[int, ...], dtype="u1"):
+    """Values of one column.
+
+    Args:
+      records: a `tfds.data_source`.
+      decode: a list of records -> columns; must pickle.
+      column: the one of them.
+      shape: of one value.
+      dtype: of a value.
+    """
+    self._records, self._decode, self._column = records, decode, column
+    self.shape = (len(records), *shape)
+    self.dtype = np.dtype(dtype)
+
+  def __len__(self) -> int:
+    return self.shape[0]
+
+  def __getitem__(self, indices) -> np.ndarray:
+    records = self._records.__getitems__([int(i) for i in indices])
+    return self._decode(records)[self._column]
 
 
 def _open_cache(folder: Path, what: dict[str, Any]) -> dict[str, np.ndarray] | None:
