@@ -5,52 +5,84 @@ from ml_collections import ConfigDict
 
 def defaults(family: str) -> ConfigDict:
   """Every field that any run has, with values that suit a laptop."""
+  return ConfigDict(
+    {
+      "family": family,
+      "seed": 0,
+      "batch_size": 64,  # global
+      "train_steps": 1000,
+      "updates_per_dispatch": 10,
+      "accumulate": 1,  # microbatches per update
+      "parallel": "jit",  # or "pmap"
+      "bfloat16": False,  # compute; parameters stay float32
+      "ema_decay": 0.99,
+      "nonfinite": "stop",  # or "skip", "rollback"
+      "max_rollbacks": 3,
+      "log_steps": 10,
+      "save_steps": 200,
+      "sample_steps": 200,
+      "keep_checkpoints": 2,
+      "data": {
+        "name": "sprites",
+        "options": {},
+        "feed": "resident",  # or "streamed"
+        "workers": 0,  # processes of the streamed feed
+        "missing_rate": 0.0,  # share of modalities hidden at training
+      },
+      "model": {},
+      "loss": {},
+      "optim": optim(1e-3),
+      "eval": {"num_examples": 3000, "batch_size": 500, "bootstrap": 1000},
+    }
+  )
+
+
+def fusion_model() -> ConfigDict:
+  """Networks of a fusion run, small enough for a CPU."""
   return ConfigDict({
-    "family": family,
-    "seed": 0,
-    "batch_size": 64,  # global
-    "train_steps": 1000,
-    "updates_per_dispatch": 10,
-    "accumulate": 1,  # microbatches per update
-    "parallel": "jit",  # or "pmap"
-    "bfloat16": False,  # compute; parameters stay float32
-    "ema_decay": 0.99,
-    "nonfinite": "stop",  # or "skip", "rollback"
-    "max_rollbacks": 3,
-    "log_steps": 10,
-    "save_steps": 200,
-    "sample_steps": 200,
-    "keep_checkpoints": 2,
-    "data": {
-      "name": "sprites",
-      "options": {},
-      "feed": "resident",  # or "streamed"
-      "workers": 0,  # processes of the streamed feed
-      "missing_rate": 0.0,  # share of modalities hidden at training
-    },
-    "model": {},
-    "loss": {},
-    "optim": optim(1e-3),
-    "eval": {"num_examples": 3000, "batch_size": 500, "bootstrap": 1000},
+    "latent": 32,
+    "widths": {"image": 32, "audio": 24, "text": 64},  # channels; embedding size
+    "features": 128,  # last hidden layer of every encoder
+    "blocks": 1,  # residual blocks per resolution, transformer blocks
+    "prior_components": 64,  # 1: N(0, I)
+    "scales": {"image": 0.25, "audio": 0.25},  # of Gaussian and Laplace likelihoods
+    "disc_widths": {"image": 24, "audio": 24},
+  })
+
+
+def fusion_loss() -> ConfigDict:
+  """Weights of a fusion run; see `mmgen_jax.steps.fusion.make_train_step`."""
+  return ConfigDict({
+    "posterior": "poe",  # or "mopoe"
+    "beta": 1.0,
+    "alignment": 1.0,
+    "weights": {},  # of log p(x_m | z), by modality name; 1 where not given
+    "adversarial": ("image",),  # modalities that have a discriminator
+    "adversarial_weight": 10.0,
+    "gan": "non_saturating",  # or "hinge"
+    "r1_gamma": 1.0,
+    "r1_fraction": 4,  # R1 on one example in so many
   })
 
 
 def optim(learning_rate: float, **changes) -> ConfigDict:
   """An optimiser's fields: Adam, unless `changes` say otherwise."""
-  return ConfigDict({
-    "name": "adam",  # adam, adamw, sgd
-    "learning_rate": learning_rate,
-    "b1": 0.9,
-    "b2": 0.999,
-    "eps": 1e-8,
-    "weight_decay": 0.0,  # adamw
-    "clip_norm": 0.0,  # 0: none
-    "warmup_steps": 0,
-    "decay": "constant",  # or "cosine", over decay_steps to end_factor of the rate
-    "decay_steps": 1000,
-    "end_factor": 0.05,
-    **changes,
-  })
+  return ConfigDict(
+    {
+      "name": "adam",  # adam, adamw, sgd
+      "learning_rate": learning_rate,
+      "b1": 0.9,
+      "b2": 0.999,
+      "eps": 1e-8,
+      "weight_decay": 0.0,  # adamw
+      "clip_norm": 0.0,  # 0: none
+      "warmup_steps": 0,
+      "decay": "constant",  # or "cosine", over decay_steps to end_factor of the rate
+      "decay_steps": 1000,
+      "end_factor": 0.05,
+      **changes,
+    }
+  )
 
 
 def variant(config: ConfigDict, arg: str | None, **variants) -> ConfigDict:

@@ -41,6 +41,7 @@ class ConvEncoder(nn.Module):
     blocks: residual blocks per resolution.
     patch: pixels folded into one position, a side.
     act: activation; leaky ReLU for discriminators.
+    norm: group normalisation in the blocks; none in discriminators.
     dtype: of the computation; parameters stay float32.
   """
 
@@ -49,11 +50,11 @@ class ConvEncoder(nn.Module):
   blocks: int = 1
   patch: int = 4
   act: Callable[[Array], Array] = nn.silu
+  norm: bool = True
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
-    block = lambda: ResidualBlock(self.act, self.dtype)
     down = stages(x.shape[1], x.shape[2], self.patch)
     width = self.width
     x = Dense(width, dtype=self.dtype)(space_to_depth(x, self.patch))
@@ -62,7 +63,7 @@ class ConvEncoder(nn.Module):
         width *= 2
         x = Dense(width, dtype=self.dtype)(space_to_depth(x, 2))
       for _ in range(self.blocks):
-        x = block()(x)
+        x = ResidualBlock(self.act, self.norm, self.dtype)(x)
     x = self.act(x).reshape(len(x), -1)
     return Dense(self.features, dtype=self.dtype)(x)
 

@@ -57,7 +57,12 @@ class Discriminator(nn.Module):
   @nn.compact
   def __call__(self, x: Array, label: Int[Array, "b"] | None = None) -> Array:
     h = ConvEncoder(
-      self.width, self.features, self.blocks, act=leaky_relu, dtype=self.dtype
+      self.width,
+      self.features,
+      self.blocks,
+      act=leaky_relu,
+      norm=False,
+      dtype=self.dtype,
     )(as_grid(self.modality, x))
     h = leaky_relu(h).astype(jnp.float32)
     logits = Dense(1)(h)[:, 0]

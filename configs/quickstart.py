@@ -1,0 +1,25 @@
+"""Fusion of image, caption and sound on generated sprites: the README's first command.
+
+A multimodal VAE whose image decoder is also a generator under a discriminator, on
+captioned, sounding sprites (level 3: shape, size, colour; 32 px).
+
+  python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+  config = common.defaults("fusion")
+  config.batch_size = 32
+  config.train_steps = 1600
+  config.save_steps = config.sample_steps = 400
+  config.data.options = {"level": 3, "size": 32, "train_size": 10_000}
+  config.model = common.fusion_model()
+  config.loss = common.fusion_loss()
+  config.loss.weights = {"caption": 20.0}
+  config.optim = common.optim(
+    4e-3, b2=0.99, warmup_steps=20, decay="cosine", decay_steps=1600
+  )
+  config.disc_optim = common.optim(2e-4, b1=0.0, b2=0.99)
+  return common.variant(config, arg, smoke=common.smoke)
