@@ -43,7 +43,7 @@ _LABELS, _LOOK, _GRAIN, _VOICE, _HISS = range(5)  # random streams of one exampl
 
 
 def names_of(level: int) -> tuple[str, ...]:
-  """The attributes that level `level` has, in caption-independent order.
+  """The attributes that level `level` has, in the order of `NAMES`.
 
   Raises:
     ValueError: if there is no such level.
@@ -268,7 +268,7 @@ def synthesise(
 
 
 def score(labels: Mapping[str, np.ndarray], level: int):
-  """What is played, before jitter: (held_secs, onset_secs, note_hz, cue), see `voice`."""
+  """(held_secs, onset_secs, note_hz, cue), [n] each, before jitter; see `voice`."""
   names = names_of(level)
   n = len(labels["shape"])
   held_secs = np.full(n, 0.30 if level < 4 else 0.19)
