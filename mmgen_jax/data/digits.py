@@ -15,7 +15,7 @@ import hashlib
 
 import numpy as np
 
-from mmgen_jax.data import images, modality, order, read
+from mmgen_jax.data import images, modality, order, read, waves
 from mmgen_jax.data.audio import log_mel
 from mmgen_jax.data.examples import Column, Examples, Spec
 
@@ -193,19 +193,11 @@ def clip(wave: np.ndarray, samples: int = SAMPLE_RATE_HZ) -> np.ndarray:
   """
   wave = wave.astype(np.float64)
   if len(wave) > samples:
-    first, _ = _loudest(wave, samples)
+    first, _ = waves.loudest(wave, samples)
     wave = wave[first : first + samples]
   energy = wave**2
   centre = np.arange(len(wave)) @ energy / max(energy.sum(), 1.0)
   before = int(np.clip(np.rint(samples / 2 - centre), 0, samples - len(wave)))
   wave = np.pad(wave, (before, samples - len(wave) - before))
-  _, power = _loudest(wave, samples // 4)
-  wave = wave * (0.1 * 32768 / np.sqrt(max(power, 1.0)))
-  return np.clip(np.rint(wave), -32768, 32767).astype(np.int16)
-
-
-def _loudest(wave: np.ndarray, samples: int) -> tuple[int, float]:
-  """Start and mean power of the loudest stretch of so many samples."""
-  total = np.concatenate([[0.0], np.cumsum(wave**2)])
-  power = total[samples:] - total[:-samples]
-  return int(np.argmax(power)), float(power.max() / samples)
+  _, power = waves.loudest(wave, samples // 4)
+  return waves.to_int16(wave * (0.1 / np.sqrt(max(power, 1.0))))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from mmgen_jax.data import modality, read
+from mmgen_jax.data import modality, pixels, read
 from mmgen_jax.data.examples import Column, Examples, Spec
 
 VERSION = 1  # of what `stored` makes of a record
@@ -63,7 +63,7 @@ def _spec(features, size: int, fit: str) -> Spec:
 
 
 def check_size(size: int, fit: str) -> None:
-  """Raises ValueError unless `size` and `fit` are such as `fit_image` takes."""
+  """Raises ValueError unless `size` and `fit` are such as `pixels.fit` takes."""
   if size < 1 or fit not in FITS:
     raise ValueError(f"size={size}, fit={fit!r}: a size >= 1 and one of {FITS}")
 
@@ -198,7 +198,7 @@ def _decode(
     pictures = np.empty((len(records), size, size, fields.channels), np.uint8)
     for row, record in zip(pictures, records, strict=True):
       with Image.open(io.BytesIO(record[fields.image])) as picture:
-        row[:] = fit_image(picture.convert(mode), size, fit)
+        row[:] = pixels.fit(picture.convert(mode), size, fit)
     columns["image"] = pictures
   if labels and fields.label:
     columns["label"] = np.array([r[fields.label] for r in records], np.int32)
@@ -208,22 +208,6 @@ def _decode(
 def _default_fit(fixed: tuple[int | None, ...], size: int) -> str:
   smaller = all(side is not None and size < 2 * side <= 2 * size for side in fixed)
   return "pad" if smaller else "resize"
-
-
-def fit_image(picture, size: int, fit: str) -> np.ndarray:
-  """A PIL image as uint8 [size, size, c]: centred on black, or scaled and cropped."""
-  from PIL import Image, ImageOps
-
-  if fit == "pad":
-    if max(picture.size) > size:
-      raise ValueError(f"an image of {picture.size} pixels cannot be padded to {size}")
-    canvas = Image.new(picture.mode, (size, size))
-    corner = (size - picture.width) // 2, (size - picture.height) // 2
-    canvas.paste(picture, corner)
-    picture = canvas
-  elif picture.size != (size, size):
-    picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
-  return np.asarray(picture, np.uint8).reshape(size, size, -1)
 
 
 def find(name: str, data_dir) -> epath.Path | None:

@@ -82,20 +82,34 @@ def prepare(builder_class, data_dir: str | os.PathLike, **kwargs):
   def is_prepared(builder) -> bool:  # TFDS's own test warns where there is nothing yet
     return (builder.data_path / "dataset_info.json").exists()
 
-  builder = builder_class(data_dir=os.fspath(data_dir), **kwargs)
-  if is_prepared(builder):
-    return builder
   where = writable_dir(data_dir)
-  builder = builder_class(data_dir=str(where), **kwargs)
-  with lock(where / f".{builder.name}.lock"):
+  with _quiet():
+    for folder in (os.fspath(data_dir), str(where)):
+      builder = builder_class(data_dir=folder, **kwargs)
+      if is_prepared(builder):
+        return builder
+  with lock(where / f".{builder.name}.lock"), _quiet():
     if is_prepared(builder):
       return builder_class(data_dir=str(where), **kwargs)  # another process was faster
     say(f"preparing {builder.info.full_name} in {where} (once)")
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a banner
-      builder.download_and_prepare(file_format="array_record", download_config=config)
+    builder.download_and_prepare(file_format="array_record", download_config=config)
   return builder
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """No banner on stdout, and no warnings of TFDS about our own sets."""
+  from absl import logging
+
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    logging.set_verbosity(before)
 
 
 def offline_reason(url: str) -> str:

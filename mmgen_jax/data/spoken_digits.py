@@ -5,10 +5,8 @@ Z. Jackson and others, https://github.com/Jakobovski/free-spoken-digit-dataset
 digit by each of six speakers.
 """
 
-import io
 import os
 import re
-import wave
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmgen_jax.data import read
+from mmgen_jax.data import read, waves
 from mmgen_jax.data.digits import SAMPLE_RATE_HZ, SPEAKERS, WORDS
 
 URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.zip"
@@ -68,7 +66,7 @@ class SpokenDigits(tfds.core.GeneratorBasedBuilder):
       yield (
         f"{digit}_{speaker}_{index:04d}",
         {
-          "audio": read_wav(data, name),
+          "audio": read_recording(data, name),
           "digit": digit,
           "speaker": speaker,
           "recording": index,
@@ -125,17 +123,12 @@ def _sorted(raw, names, read):
     yield key, found[key], read(found[key])
 
 
-def read_wav(data: bytes, name: str) -> np.ndarray:
-  """Samples, int16 [t], of an 8 kHz mono 16-bit wav file."""
+def read_recording(content: bytes, name: str) -> np.ndarray:
+  """Samples, int16 [t]."""
   try:
-    with wave.open(io.BytesIO(data)) as file:
-      form = file.getframerate(), file.getnchannels(), file.getsampwidth()
-      samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
-  except (wave.Error, EOFError, ValueError) as error:
-    raise ValueError(f"{name} cannot be read as a wav file: {error}") from None
-  if form != (SAMPLE_RATE_HZ, 1, 2) or not len(samples):
-    raise ValueError(
-      f"{name}: {len(samples)} samples at {form[0]} Hz, {form[1]} channels,"
-      f" {8 * form[2]} bits; wanted {SAMPLE_RATE_HZ} Hz, 1 channel, 16 bits"
-    )
-  return samples.astype(np.int16)
+    samples, rate_hz = waves.read_wav(content)
+  except ValueError as error:
+    raise ValueError(f"{name}: {error}") from None
+  if rate_hz != SAMPLE_RATE_HZ:
+    raise ValueError(f"{name} is sampled at {rate_hz} Hz; wanted {SAMPLE_RATE_HZ}")
+  return waves.to_int16(samples)
