@@ -47,6 +47,8 @@ class Recipe:
     shift: augmentation: largest shift of each axis, in cells.
     scale: largest stretch of each axis, in logarithm.
     gain: standard deviation of an offset of all values that are not silent or black.
+    tilt: likewise, of an offset that grows over the second axis (pitch, in a log-mel)
+      from minus itself to itself: another voice, another microphone.
     noise: standard deviation of white noise.
     erase: widest band of rows, and of columns, that is blanked.
     seed: of all of it.
@@ -61,6 +63,7 @@ class Recipe:
   shift: tuple[float, float] = (2.0, 2.0)
   scale: tuple[float, float] = (0.1, 0.1)
   gain: float = 0.0
+  tilt: float = 0.0
   noise: float = 0.0
   erase: int = 0
   seed: int = 0
@@ -135,7 +138,7 @@ def _compiled(labels, recipe) -> Callable:
 
 def augment(x: Float[Array, "b h w c"], key: Array, recipe: Recipe):
   """x, each example shifted, stretched, made louder, noisy and banded at random."""
-  k = jax.random.split(key, 8)
+  k = jax.random.split(key, 7)
   b, h, w, _ = x.shape
 
   def resampling(n, shift, scale, key):
@@ -151,7 +154,9 @@ def augment(x: Float[Array, "b h w c"], key: Array, recipe: Recipe):
   rows = resampling(h, recipe.shift[0], recipe.scale[0], k[0])
   columns = resampling(w, recipe.shift[1], recipe.scale[1], k[1])
   x = jnp.einsum("bij,bjkc,blk->bilc", rows, x, columns)
+  slope = jnp.linspace(-1.0, 1.0, w)[None, None, :, None]
   louder = x + recipe.gain * jax.random.normal(k[2], (b, 1, 1, 1))
+  louder += recipe.tilt * slope * jax.random.normal(k[6], (b, 1, 1, 1))
   x = jnp.where(x > -0.98, louder, x) + recipe.noise * jax.random.normal(k[3], x.shape)
   x = jnp.clip(x, -1.0, 1.0)
   for axis, n, key in ((1, h, k[4]), (2, w, k[5])):

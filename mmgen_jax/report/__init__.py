@@ -1,0 +1,134 @@
+"""A run's folder -> report.html: one page of pictures and numbers that stands alone.
+
+Everything is read from the folder, so a report can be written again at any time, and
+anywhere: config.json, provenance.json, metrics.jsonl, records/, samples/.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mmgen_jax import records
+from mmgen_jax.log import duration
+from mmgen_jax.provenance import write_atomically
+from mmgen_jax.report import page, samples, tables, training
+from mmgen_jax.report.page import esc
+from mmgen_jax.report.run import (
+  Run,
+  headline,
+  headline_text,
+  interval,
+  is_share,
+  judged,
+  read,
+  value,
+)
+
+__all__ = ["Run", "headline", "headline_text", "read", "render", "write"]
+
+
+def write(workdir) -> Path:
+  """Writes <workdir>/report.html, prints the headline numbers; the page's path.
+
+  Raises:
+    FileNotFoundError: if no run was started there.
+  """
+  run = read(workdir)
+  path = Path(workdir).absolute() / "report.html"
+  write_atomically(path, render(run))
+  print(headline_text(run))
+  return path
+
+
+def render(run: Run) -> str:
+  """The whole page as HTML."""
+  sections = [
+    ("directions", "Directions", samples.directions(run)),
+    ("reconstruction", "Reconstruction", samples.reconstruction(run)),
+    ("training", "Training", training.training(run)),
+    ("scores", "Scores", tables.scores(run)),
+    ("provenance", "Provenance", tables.provenance(run)),
+  ]
+  return page.document(f"{run.name} · mmgen_jax", _header(run), sections)
+
+
+def _title(run: Run) -> str:
+  names = sorted(run.shown.made) if run.shown else []
+  listed = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+  listed = listed[:1].upper() + listed[1:]
+  ends = {"fusion": "from one latent", "vae": "through a latent", "gan": "from noise"}
+  family = run.config.get("family", "run")
+  return f"{listed} {ends.get(family, '')}" if listed else f"A {family} run"
+
+
+def _header(run: Run) -> str:
+  c, last = run.config, run.metrics[-1] if run.metrics else {}
+  data = c.get("data", {})
+  facts = [("data", data.get("name", "?")), ("family", c.get("family", "?"))]
+  if last:
+    facts.append(("step", f"{last['step']:,} of {c.get('train_steps', 0):,}"))
+    facts.append(("examples seen", f"{last['step'] * c.get('batch_size', 0):,}"))
+    facts.append(("training time", duration(_spent(run.metrics))))
+  facts.append(("seed", c.get("seed", "?")))
+  if data.get("missing_rate"):
+    facts.append(("modalities hidden in training", f"{data['missing_rate']:.0%}"))
+  devices = run.provenance.get("devices", {})
+  if devices:
+    facts.append(("on", f"{devices['count']} × {devices['kind']}"))
+  if run.provenance.get("started"):
+    facts.append(("started", run.provenance["started"][:16].replace("T", " ")))
+  listed = "".join(f"<li>{esc(k)} <b>{esc(v)}</b></li>" for k, v in facts)
+  cards = "".join(_card(what, r) for what, r in headline(run))
+  cards = f'<div class="figures">{cards}</div>' if cards else ""
+  return (
+    f'<p class="over">{esc(run.name)}</p><h1>{esc(_title(run))}</h1>'
+    f'<ul class="facts">{listed}</ul>{_notes(run)}{cards}'
+  )
+
+
+def _spent(metrics: list[dict[str, Any]]) -> float:
+  """Seconds of training, without the pauses between starts."""
+  gaps = [b["time"] - a["time"] for a, b in zip(metrics, metrics[1:], strict=False)]
+  usual = sorted(gaps)[len(gaps) // 2] if gaps else 0.0
+  return sum(gap for gap in gaps if gap < 20 * usual + 60)
+
+
+def _notes(run: Run) -> str:
+  notes, done = [], run.metrics[-1]["step"] if run.metrics else 0
+  planned = run.config.get("train_steps", 0)
+  if done < planned:
+    notes.append(f"Training stopped at step {done:,} of {planned:,}.")
+  if not run.records:
+    notes.append("This run has not been evaluated yet: there are no records.")
+  elif run.records[0]["step"] < done:
+    notes.append(f"Scores are of step {run.records[0]['step']:,}.")
+  return f'<p class="note">{esc(" ".join(notes))}</p>' if notes else ""
+
+
+def _card(what: str, r: records.Record) -> str:
+  share = is_share(r)
+  unit = "<small>%</small>" if share else ""
+  wide = " wide" if r["metric"] == "joint_coherence/strict" else ""
+  how = [f"n = {r['samples']:,}"]
+  if interval(r):
+    how.insert(0, f"95 % interval {interval(r)}")
+  accuracy = judged(r)
+  if accuracy and share:
+    how.append(f"judge {accuracy} on real")
+  return (
+    f'<div class="figure{wide}"><div class="what">{esc(what)}</div>'
+    f'<div class="number">{value(r)}{unit}</div>'
+    f'{_gauge(r) if share else ""}<div class="how">{esc(" · ".join(how))}</div></div>'
+  )
+
+
+def _gauge(r: records.Record) -> str:
+  """A bar from 0 to 100 % with the interval on it."""
+  low, high = r["interval"] or (r["value"], r["value"])
+  value = r["value"] or 0.0
+  return (
+    '<svg class="gauge" viewBox="0 0 200 8" preserveAspectRatio="none"'
+    ' aria-hidden="true"><rect class="track" y="2" width="200" height="4" rx="2"/>'
+    f'<rect class="level" y="2" width="{200 * value:.1f}" height="4" rx="2"/>'
+    f'<rect class="span" x="{200 * low:.1f}" y="0"'
+    f' width="{max(1.2, 200 * (high - low)):.1f}" height="8"/></svg>'
+  )
