@@ -13,7 +13,7 @@ each with --distributed (see deploy/). Exit codes: mmgen_jax/process.py.
 import os
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
@@ -47,12 +47,20 @@ def parse(argv: list[str]) -> list[str]:
   try:
     rest = FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError) as e:
-    raise ValueError(" ".join(str(e).split())) from e
+    raise ValueError(_flag_error(e)) from e
   if len(rest) > 1:
     raise ValueError(f"unexpected argument {rest[1]!r}; every option starts with --")
   if FLAGS.workdir is None and not FLAGS.dry_run:
     raise ValueError("--workdir is missing: the folder for this run")
   return rest
+
+
+def _flag_error(error: BaseException) -> str:
+  if not isinstance(error, AttributeError | KeyError):
+    return str(error)
+  while error.args and isinstance(error.args[0], BaseException):
+    error = error.args[0]  # ml_collections wraps a KeyError, whose text is quoted
+  return f"the config has no field {error.args[0] if error.args else error}"
 
 
 def load_config():
@@ -71,6 +79,8 @@ def run() -> None:
   """Does what the flags say."""
   from mmgen_jax import process
 
+  if FLAGS["verbosity"].using_default_value:
+    logging.set_verbosity(logging.WARNING)  # orbax and JAX tell much at INFO
   if FLAGS.distributed:
     process.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
   elif FLAGS.coordinator or FLAGS.num_processes or FLAGS.process_id is not None:

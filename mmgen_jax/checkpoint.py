@@ -9,8 +9,10 @@ orbax (a tree of nested dicts).
 Nothing here reads or writes pickle: arrays are tensorstore's zarr, the rest is JSON.
 """
 
+import errno
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -199,10 +201,11 @@ def _save_failure(directory: Path, step: int, error: Exception) -> str:
   if not (directory / str(step) / manifest.NAME).exists():
     shutil.rmtree(directory / str(step), ignore_errors=True)  # gives its space back
   sound = steps(directory)
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  full = next((x for x in lines if "No space left" in x or "quota" in x), lines[0])
+  text = " ".join(str(error).split()) or type(error).__name__
+  known = [os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)]
+  reason = next((words for words in known if words in text), text[:300])
   newest = f"the newest step there is {sound[-1]}" if sound else "no step is there yet"
-  return f"could not save step {step} in {directory}: {full[:300]}; {newest}"
+  return f"could not save step {step} in {directory}: {reason}; {newest}"
 
 
 # Reading

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
+# JAX is imported where it is needed: a mistyped flag is told without waiting for it.
 
 BAD_INPUT, NON_FINITE, PEER_LOST, SAVE_FAILED, STOPPED = 2, 70, 71, 74, 75
 HEARTBEAT_SECS = 20  # a process that is silent for this long counts as dead
@@ -41,6 +41,8 @@ def join(
   Raises:
     ValueError: if no cluster is found, or only some of the three are given.
   """
+  import jax
+
   given = [x is not None for x in (coordinator, num_processes, process_id)]
   if any(given) and not all(given):
     raise ValueError("--coordinator, --num_processes and --process_id go together")
@@ -67,6 +69,8 @@ def use_compile_cache(workdir) -> None:
 
   Where JAX_COMPILATION_CACHE_DIR is set, that is used.
   """
+  import jax
+
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     path = str(Path(workdir).absolute() / "compile_cache")
     jax.config.update("jax_compilation_cache_dir", path)
@@ -101,13 +105,18 @@ def leave(code: int) -> None:
   """Ends the process; at once if others of the run may be waiting for it for ever."""
   sys.stdout.flush()
   sys.stderr.flush()
-  if jax.distributed.is_initialized() and code not in (0, STOPPED):
+  jax = sys.modules.get("jax")
+  if jax and jax.distributed.is_initialized() and code not in (0, STOPPED):
     os._exit(code)  # a normal exit waits at a barrier that the others never reach
   sys.exit(code)
 
 
 def exit_code(error: BaseException) -> int:
   """The exit code for an exception; 1 for what nobody expected."""
+  if isinstance(error, ValueError | FileNotFoundError) and _ours(error):
+    return BAD_INPUT
+  import jax
+
   from mmgen_jax import checkpoint, loop
 
   if isinstance(error, loop.Stopped):
@@ -118,8 +127,6 @@ def exit_code(error: BaseException) -> int:
     return SAVE_FAILED
   if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
     return PEER_LOST
-  if isinstance(error, ValueError | FileNotFoundError) and _ours(error):
-    return BAD_INPUT
   return 1
 
 
@@ -127,6 +134,8 @@ def one_line(error: BaseException, code: int) -> str:
   """The message of an exception, on one line."""
   text = " ".join(str(error).split())
   if code == PEER_LOST:
+    import jax
+
     return (
       f"process {jax.process_index()} of {jax.process_count()} lost another one"
       f" ({text[:200]}); start the run again, it goes on from its last checkpoint"
