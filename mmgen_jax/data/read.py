@@ -62,9 +62,8 @@ def lock(path: Path) -> Iterator[None]:
 
   path.parent.mkdir(parents=True, exist_ok=True)
   with open(path, "w") as file:
-    with contextlib.suppress(
-      OSError
-    ):  # a file system without locks: work is done twice
+    # On a file system without locks the work is done twice, and either result is kept.
+    with contextlib.suppress(OSError):
       fcntl.flock(file, fcntl.LOCK_EX)
     yield
 
