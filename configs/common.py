@@ -29,7 +29,8 @@ def defaults(family: str) -> ConfigDict:
         "workers": 0,  # processes of the streamed feed
         "missing_rate": 0.0,  # share of modalities hidden at training
       },
-      "model": {},
+      "augment": {},  # {modality: fields of mmgen_jax.data.augment.Augmentation}
+    "model": {},
       "loss": {},
       "optim": optim(1e-3),
       "eval": {"num_examples": 3000, "batch_size": 500, "bootstrap": 1000},
@@ -40,7 +41,7 @@ def defaults(family: str) -> ConfigDict:
 def fusion_model() -> ConfigDict:
   """Networks of a fusion run, small enough for a CPU."""
   return ConfigDict({
-    "latent": 32,
+    "latent": 16,
     "widths": {"image": 32, "audio": 24, "text": 64},  # channels; embedding size
     "features": 128,  # last hidden layer of every encoder
     "blocks": 1,  # residual blocks per resolution, transformer blocks
@@ -56,6 +57,7 @@ def fusion_loss() -> ConfigDict:
     "posterior": "poe",  # or "mopoe"
     "beta": 1.0,
     "alignment": 1.0,
+    "cross": 1.0,
     "weights": {},  # of log p(x_m | z), by modality name; 1 where not given
     "adversarial": ("image",),  # modalities that have a discriminator
     "adversarial_weight": 10.0,

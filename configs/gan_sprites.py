@@ -13,7 +13,7 @@ def get_config(arg=None):
   config.batch_size = 64
   config.train_steps = 2000
   config.save_steps = config.sample_steps = 500
-  config.data.options = {"level": 3, "size": 32, "train_size": 10_000}
+  config.data.options = {"level": 3, "size": 32, "train_examples": 10_000}
   config.model = {
     "modality": "image",
     "label": "shape",

@@ -14,7 +14,7 @@ def get_config(arg=None):
   config.batch_size = 32
   config.train_steps = 1600
   config.save_steps = config.sample_steps = 400
-  config.data.options = {"level": 3, "size": 32, "train_size": 10_000}
+  config.data.options = {"level": 3, "size": 32, "train_examples": 10_000}
   config.model = common.fusion_model()
   config.loss = common.fusion_loss()
   config.loss.weights = {"caption": 20.0}

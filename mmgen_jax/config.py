@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import ml_collections
@@ -17,6 +18,9 @@ def load(path: str) -> ml_collections.ConfigDict:
   file, _, argument = str(path).partition(":")
   if not Path(file).is_file():
     raise FileNotFoundError(f"no config file {file!r}")
+  root = str(Path(file).resolve().parents[1])  # configs import `configs.common`
+  if root not in sys.path:
+    sys.path.insert(0, root)
   spec = importlib.util.spec_from_file_location("mmgen_config", file)
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)

@@ -32,6 +32,7 @@ def tiny(family, **changes):
     posterior="poe",
     beta=1.0,
     alignment=1.0,
+    cross=1.0,
     weights={"word": 5.0},
     adversarial=("image", "sound"),
     adversarial_weight=1.0,

@@ -25,8 +25,9 @@ class MixturePrior(nn.Module):
   def setup(self):
     k, z = self.components, self.latent
     if k > 1:
-      self.means = self.param("means", lambda *a: embed_init(*a) * z**0.5, (k, z))
-      self.logvars = self.param("logvars", nn.initializers.constant(-1.0), (k, z))
+      # Broad and close together: components that start apart die before they are used.
+      self.means = self.param("means", lambda *a: 0.3 * z**0.5 * embed_init(*a), (k, z))
+      self.logvars = self.param("logvars", nn.initializers.zeros, (k, z))
       self.logits = self.param("logits", nn.initializers.zeros, (k,))
 
   def log_prob(self, z: Float[Array, "b z"]) -> Float[Array, "b"]:

@@ -27,7 +27,7 @@ from mmgen_jax.models.multimodal import MultimodalVAE
 from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
 from mmgen_jax.state import State, new_state
-from mmgen_jax.steps.inputs import blank_missing, example_shapes, one_in
+from mmgen_jax.steps.inputs import blank_missing, example_shapes, make_augment, one_in
 
 Modalities = Mapping[str, Modality]
 
@@ -88,13 +88,15 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   loss, names = config.loss, sorted(modalities)
   adversarial = make_adversarial(loss.gan)
   weights = {name: loss.weights.get(name, 1.0) for name in names}
+  augment = make_augment(config, modalities)
+  plain = [name for name in names if name not in loss.adversarial]
 
   def reconstruction(outputs, values, mask):
     """Weighted log p(x_m | z) [b] of every modality that an example has."""
     terms = {}
-    for i, name in enumerate(names):
-      logp = vae.likelihood(name).log_prob(outputs[name], values[name])
-      terms[name] = jnp.where(mask[i], weights[name] * logp, 0.0)
+    for name, output in outputs.items():
+      logp = vae.likelihood(name).log_prob(output, values[name])
+      terms[name] = jnp.where(mask[names.index(name)], weights[name] * logp, 0.0)
     return terms
 
   def modes(outputs):
@@ -106,9 +108,9 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     Generated: decoded from the prior for every second example, and from a random
     subset's posterior for the others.
     """
-    k = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
+    k = jax.vmap(lambda key: jax.random.split(key, 5))(keys)
     apply = lambda *args, method: vae.apply({"params": params}, *args, method=method)
-    means, logvars = apply(values, method="encode")
+    means, logvars = apply(augment(k[:, 4], values), method="encode")
     full = fuse.product_of_experts(means, logvars, mask)
     part, _ = fuse.mixture_of_products(k[:, 0], means, logvars, mask)
     q = full if loss.posterior == "poe" else part
@@ -119,11 +121,13 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     terms = {f"logp_{name}": logp for name, logp in logps.items()}
     terms |= {"kl": kl, "elbo": sum(logps.values()) - kl}
     terms["alignment"] = gaussian_kl(*full, *part)
+    z_part = fuse.sample_gaussian(k[:, 2], part)
+    cross = reconstruction(apply(z_part, plain, method="decode"), values, mask)
+    terms["cross"] = sum(cross.values(), jnp.zeros(len(keys)))
     if not loss.adversarial:
       return terms, {}
     even = jnp.arange(len(keys))[:, None] % 2 == 0
-    z_prior = apply(k[:, 3], method="prior_sample")
-    z = jnp.where(even, z_prior, fuse.sample_gaussian(k[:, 2], part))
+    z = jnp.where(even, apply(k[:, 3], method="prior_sample"), z_part)
     return terms, modes(apply(z, loss.adversarial, method="decode"))
 
   def fool(disc_params, fakes):
@@ -135,6 +139,7 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     terms, fakes = elbo_terms(params, values, mask, keys)
     total = -sum(v for k, v in terms.items() if k.startswith("logp_"))
     total += loss.beta * terms["kl"] + loss.alignment * terms["alignment"]
+    total -= loss.cross * terms["cross"]
     total = total.mean()
     if loss.adversarial:
       terms["fool"] = fool(disc_params, fakes)
@@ -169,8 +174,12 @@ def make_train_step(config, modalities: Modalities) -> Callable:
 
   VAE and discriminators move at once, from one forward pass of the decoders. The VAE
   descends -sum_m w_m log p(x_m | z) + beta KL(q || p) + alignment KL(q_all || q_part)
-  + adversarial_weight * (the generator's loss of samples from the prior and from q_part),
-  q_part being the product over a random subset of the modalities that are present.
+  - cross sum_m w_m log p(x_m | z_part) + adversarial_weight * (the generator's loss of
+  samples from the prior and from q_part). q_part is the product over a random subset of
+  the modalities that are present; the cross term is over the modalities that have no
+  discriminator: given a part, a likelihood wants the mean of all that fits, which is
+  right for a word and a blur for a picture, and there the discriminator asks for one
+  that is real. Encoders see augmented inputs (`config.augment`); targets are clean.
 
   posterior "poe": z ~ q_all, so the alignment term is what teaches q_part to cover
   q_all: Hwang et al., "Multi-View Representation Learning via Total Correlation

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from mmgen_jax.data.augment import Augmentation, augment
 from mmgen_jax.data.modality import Modality
+from mmgen_jax.models.multimodal import as_grid
 
 
 def only(modalities: Mapping[str, Modality], name: str) -> dict[str, Modality]:
@@ -44,6 +46,34 @@ def blank_missing(
     x, has = batch[name], batch["mask"][name]
     values[name] = jnp.where(has.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
   return values, mask
+
+
+def make_augment(config, modalities: Mapping[str, Modality]):
+  """`augment(keys, values) -> values`: what encoders see in training.
+
+  `config.augment` is {modality: {field of `Augmentation`: value}}.
+
+  Raises:
+    ValueError: for a modality that is unknown or text, or a field that there is not.
+  """
+  hows = {}
+  for name, fields in config.get("augment", {}).items():
+    if name not in modalities or modalities[name].kind == "text":
+      raise ValueError(f"augment names {name!r}; images and sounds can be augmented")
+    try:
+      hows[name] = Augmentation(**fields)
+    except TypeError as e:
+      raise ValueError(f"augment.{name}: {e}") from e
+
+  def augment_values(keys, values):
+    changed = {}
+    for name, how in hows.items():
+      grid = as_grid(modalities[name], values[name])
+      one = lambda key, x, how=how: augment(key, x, how)
+      changed[name] = jax.vmap(one)(keys, grid).reshape(values[name].shape)
+    return {**values, **changed}
+
+  return augment_values
 
 
 def one_in(k: int, x: Array) -> Array:

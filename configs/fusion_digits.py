@@ -1,0 +1,46 @@
+"""Fusion of MNIST images, spoken digits and the digit's name.
+
+Pairs share the digit only; one of the six speakers is never heard in training.
+
+  export MMGEN_DATA_DIR=...   # holds MNIST, prepared by TFDS (see the README)
+  export MMGEN_RAW_AUDIO=...  # the Free Spoken Digit Dataset, zip or folder
+  python launch.py --config=configs/fusion_digits.py --workdir=runs/digits
+
+Variants: `:missing` hides half of all modalities in training.
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+  config = common.defaults("fusion")
+  config.batch_size = 32
+  config.train_steps = 6000
+  config.updates_per_dispatch = 20
+  config.log_steps = 20
+  config.save_steps = config.sample_steps = 1000
+  config.ema_decay = 0.998
+  config.data.name = "digits"
+  config.augment = {
+    "sound": {
+      "shift": (4.0, 2.0),
+      "scale": (0.15, 0.1),
+      "gain": 0.15,
+      "tilt": 0.15,
+      "noise": 0.05,
+      "erase": 4,
+    }
+  }
+  config.model = common.fusion_model()
+  config.model.latent = 24
+  config.loss = common.fusion_loss()
+  config.loss.weights = {"word": 20.0}
+  config.optim = common.optim(
+    3e-3, b2=0.99, warmup_steps=50, decay="cosine", decay_steps=6000
+  )
+  config.disc_optim = common.optim(2e-4, b1=0.0, b2=0.99)
+  return common.variant(config, arg, smoke=common.smoke, missing=missing)
+
+
+def missing(config):
+  config.data.missing_rate = 0.5
