@@ -192,12 +192,11 @@ def clip(wave: np.ndarray, samples: int = SAMPLE_RATE_HZ) -> np.ndarray:
   from raw levels and starts, .80 with the level set, .87 with both.
   """
   wave = wave.astype(np.float64)
-  if len(wave) > samples:
-    first, _ = waves.loudest(wave, samples)
-    wave = wave[first : first + samples]
-  energy = wave**2
-  centre = np.arange(len(wave)) @ energy / max(energy.sum(), 1.0)
-  before = int(np.clip(np.rint(samples / 2 - centre), 0, samples - len(wave)))
-  wave = np.pad(wave, (before, samples - len(wave) - before))
+  first, _ = waves.loudest(wave, min(samples, len(wave)))
+  energy = wave[first : first + samples] ** 2
+  centre = first + np.arange(len(energy)) @ energy / max(energy.sum(), 1.0)
+  room = len(wave) - samples  # to move in; all of a short recording is kept
+  first = int(np.clip(np.rint(centre - samples / 2), min(0, room), max(0, room)))
+  wave = np.pad(wave[max(0, first) :], (max(0, -first), samples))[:samples]
   _, power = waves.loudest(wave, samples // 4)
   return waves.to_int16(wave * (0.1 / np.sqrt(max(power, 1.0))))
