@@ -1,0 +1,313 @@
+"""A user's own folder: what it may hold, and what is said of what it may not."""
+
+import csv
+import io
+import json
+import os
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmgen_jax import data
+from mmgen_jax.data import feeds, folder, listing, modality, pixels, waves
+
+ROWS = 12
+
+
+def wav(samples, rate_hz=8000, channels=1, width=2) -> bytes:
+  file = io.BytesIO()
+  with wave.open(file, "wb") as out:
+    out.setnchannels(channels)
+    out.setsampwidth(width)
+    out.setframerate(rate_hz)
+    out.writeframes(np.asarray(samples, "<i2" if width == 2 else "u1").tobytes())
+  return file.getvalue()
+
+
+def cells_of(i: int) -> dict[str, str]:
+  """Every third row lacks its caption, every fourth its sound."""
+  return {
+    "image": f"pictures/{i}.{('png', 'jpg', 'bmp')[i % 3]}",
+    "caption": f"A red, round thing no {i % 5}!" if i % 3 else "",
+    "audio": f"{i}.wav" if i % 4 else "",
+    "colour": ("red", "blue", "")[i % 3],
+  }
+
+
+def write_listing(path: Path, rows: list[dict]) -> None:
+  with open(path, "w", newline="", encoding="utf-8") as file:
+    if path.suffix == ".jsonl":
+      file.writelines(json.dumps(row) + "\n" for row in rows)
+    else:
+      writer = csv.DictWriter(file, list(rows[0]))
+      writer.writeheader()
+      writer.writerows(rows)
+
+
+@pytest.fixture
+def own(tmp_path):
+  """A sound folder without a split column."""
+  root = tmp_path / "own"
+  (root / "pictures").mkdir(parents=True)
+  rng = np.random.default_rng(0)
+  rows = [cells_of(i) for i in range(ROWS)]
+  for i, row in enumerate(rows):
+    values = np.full((20 + i, 30, 3), i * 20, np.uint8)
+    Image.fromarray(values).save(root / row["image"])
+    if row["audio"]:
+      samples = rng.integers(-2000, 2000, 4000)
+      (root / row["audio"]).write_bytes(wav(samples))
+  write_listing(root / "list.csv", rows)
+  return root
+
+
+def load_all(own, tmp_path, **options):
+  return {
+    split: data.load("folder", split, tmp_path / "data", folder=str(own), **options)
+    for split in data.SPLITS
+  }
+
+
+def test_a_folder_becomes_examples(own, tmp_path):
+  made = load_all(own, tmp_path, size=16, tokens=8)
+  assert {split: len(e) for split, e in made.items()} == {
+    "train": 10,
+    "validation": 1,
+    "test": 1,
+  }
+  about = data.spec("folder", folder=str(own), size=16, tokens=8)
+  seen = set()
+  for examples in made.values():
+    assert examples.modalities == about.modalities
+    rows = examples.rows(np.arange(len(examples)))
+    captions = modality.detokenise(examples.modalities["caption"], rows["caption"])
+    for j in range(len(examples)):
+      i = int(np.rint(rows["image"][j].mean() / 20))
+      seen.add(i)
+      assert np.abs(rows["image"][j].astype(int) - 20 * i).max() <= 2
+      assert rows["mask"]["image"][j]
+      assert rows["mask"]["caption"][j] == bool(i % 3)
+      assert rows["mask"]["audio"][j] == bool(i % 4)
+      assert rows["audio"][j].any() == bool(i % 4)
+      names = (*examples.label_names["colour"], "")  # -1 is none
+      assert names[rows["labels"]["colour"][j]] == cells_of(i)["colour"]
+      if i % 3 and examples.split == "train":
+        assert captions[j] == f"a red , round thing no {i % 5} !"
+  assert seen == set(range(ROWS))
+  assert about.modalities["caption"].vocabulary[:2] == modality.SPECIAL
+  assert len({e.fingerprint for e in made.values()}) == 3
+
+
+def test_jsonl_is_csv_and_the_content_is_the_fingerprint(own, tmp_path):
+  of_csv = load_all(own, tmp_path)
+  (own / "list.csv").unlink()
+  write_listing(own / "list.jsonl", [cells_of(i) for i in range(ROWS)])
+  os.utime(own / "1.wav", (0, 0))
+  of_jsonl = load_all(own, tmp_path)
+  for split in data.SPLITS:
+    assert of_csv[split].fingerprint == of_jsonl[split].fingerprint
+    rows = [e[split].rows([0]) for e in (of_csv, of_jsonl)]
+    np.testing.assert_array_equal(rows[0]["audio"], rows[1]["audio"])
+
+
+def test_a_changed_file_is_noticed(own, tmp_path):
+  before = load_all(own, tmp_path)
+  for i in range(ROWS):
+    name = own / cells_of(i)["image"]
+    Image.fromarray(np.full((20, 20, 3), 255, np.uint8)).save(name)
+  after = load_all(own, tmp_path)
+  for split in data.SPLITS:
+    assert (np.asarray(after[split].columns["image"].values) > 250).all()
+    assert before[split].fingerprint != after[split].fingerprint
+
+
+def test_a_split_column_and_missing_masks(own, tmp_path):
+  rows = [
+    {**cells_of(i), "split": ("train", "test", "validation")[i % 3]}
+    for i in range(ROWS)
+  ]
+  write_listing(own / "list.csv", rows)
+  made = load_all(own, tmp_path)
+  assert {split: len(e) for split, e in made.items()} == dict.fromkeys(made, 4)
+  examples = made["train"]  # rows 0, 3, 6, 9: none has a caption
+  assert not examples.present["caption"].any()
+  feed = feeds.resident_feed(examples, seed=0, batch_size=4, missing_rate=0.9)
+  mask = feed.data["mask"]
+  assert not mask["caption"].any() and (mask["image"] | mask["audio"]).all()
+  write_listing(own / "list.csv", [r for r in rows if r["split"] != "test"])
+  with pytest.raises(ValueError, match="no row of the split 'test'"):
+    load_all(own, tmp_path)
+
+
+def test_rows_of_one_picture_stay_together():
+  rows = [
+    listing.Row(i, f"{i // 5}.png", f"caption {i}", "", {}, "") for i in range(100)
+  ]
+  split = listing._split(Path("list.csv"), rows)
+  assert {s: [r.split for r in split].count(s) for s in data.SPLITS} == {
+    "train": 80,
+    "validation": 10,
+    "test": 10,
+  }
+  assert len({(row.image, row.split) for row in split}) == 20
+  backward = listing._split(Path("list.csv"), rows[::-1])
+  assert {r.line: r.split for r in split} == {r.line: r.split for r in backward}
+
+
+def test_vocabulary_is_frequent_first_and_bounded():
+  captions = [folder.tokens_of(c) for c in ("A cat, a dog.", "a cat", "It's ONE")]
+  assert captions[0] == ["a", "cat", ",", "a", "dog", "."]
+  assert folder.vocabulary(captions, 3) == ["a", "cat", "'"]
+
+
+CASES = {
+  "unknown column": ({"captoin": "x"}, "unknown column 'captoin'; did you mean"),
+  "no such image": ({"image": "pictures/none.png"}, "there is no image file"),
+  "no such sound": ({"audio": "none.wav"}, "there is no audio file"),
+  "nothing": ({"image": "", "caption": "", "audio": ""}, "none of .* is given"),
+  "split": ({"split": "trian"}, "split 'trian' is none of"),
+  "duplicate": (cells_of(4), "a duplicate of line 6"),
+  "corrupt image": ({"image": "corrupt.png"}, "image corrupt.png cannot be read"),
+  "cut image": ({"image": "cut.jpg"}, "image cut.jpg cannot be read.*truncated"),
+  "corrupt sound": ({"audio": "corrupt.png"}, "audio corrupt.png cannot be read"),
+  "24 bits": ({"audio": "24.wav"}, "24 bits a sample; 8 or 16"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bad_row_is_named_with_file_and_line(own, tmp_path, case):
+  (own / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+  (own / "24.wav").write_bytes(wav(np.zeros(30), width=3))
+  Image.fromarray(np.zeros((99, 99, 3), np.uint8)).save(own / "whole.jpg")
+  (own / "cut.jpg").write_bytes((own / "whole.jpg").read_bytes()[:-200])
+  change, message = CASES[case]
+  rows = [cells_of(i) for i in range(ROWS)]
+  if "split" in change:
+    rows = [{**row, "split": "train"} for row in rows]
+  if "captoin" in change:
+    rows = [{**row, **change} for row in rows]
+  rows[7] = {**rows[7], **change}
+  write_listing(own / "list.csv", rows)
+  with pytest.raises(ValueError, match=message) as error:
+    load_all(own, tmp_path)
+  assert str(own / "list.csv") in str(error.value)
+  assert "line 9" in str(error.value) or case == "unknown column"
+  assert "\n" not in str(error.value)
+
+
+TEXTS = {
+  "empty": ("list.csv", "", "lists nothing"),
+  "only a header": ("list.csv", "image,caption\n", "lists nothing"),
+  "no modality": ("list.csv", "a,b\n1,2\n", "no column of"),
+  "semicolons": ("list.csv", "image;caption\na;b\n", "comma-separated"),
+  "too many cells": ("list.csv", "caption\na\nb,c\n", "line 3: not 1 cells"),
+  "too few cells": ("list.csv", "caption,x\na,1\nb\n", "line 3: not 2 cells"),
+  "twice": ("list.csv", "caption,caption\na,b\n", "line 1: a column occurs twice"),
+  "not text": ("list.csv", "caption\n\udcff\n", "is not UTF-8"),
+  "not JSON": ("list.jsonl", '{"caption": "a"}\n{"caption"\n', "line 2: not JSON"),
+  "not an object": ("list.jsonl", '["a"]\n', "line 1: not a JSON object"),
+  "nested": ("list.jsonl", '{"caption": ["a"]}\n', "line 1: column 'caption' holds"),
+  "another key": ("list.jsonl", '{"caption":"a"}\n{"b":1}\n', "line 2: unknown column"),
+  "two rows": ("list.csv", "caption\na\nb\n", "2 different examples"),
+  "leak": (
+    "list.csv",
+    "image,caption,split\nx.png,a,train\nx.png,b,test\n",
+    "line 3: x.png is in 'test', and in 'train' in line 2",
+  ),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_a_bad_listing_is_named(tmp_path, case):
+  name, text, message = TEXTS[case]
+  (tmp_path / "x.png").touch()
+  (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+  with pytest.raises(ValueError, match=message) as error:
+    data.spec("folder", folder=str(tmp_path))
+  assert str(tmp_path / name) in str(error.value)
+
+
+def test_no_folder_no_listing_too_many(tmp_path):
+  with pytest.raises(ValueError, match="there is no folder"):
+    data.spec("folder", folder=str(tmp_path / "none"))
+  with pytest.raises(ValueError, match=r"has 0 .csv or .jsonl files"):
+    data.spec("folder", folder=str(tmp_path))
+  for name in ("a.csv", "b.csv"):
+    (tmp_path / name).write_text("caption\none\ntwo\nthree\n")
+  with pytest.raises(ValueError, match="name one by the option listing"):
+    data.spec("folder", folder=str(tmp_path))
+  about = data.spec("folder", folder=str(tmp_path), listing="b.csv")
+  assert about.modalities["caption"].vocabulary[2:] != ()
+  with pytest.raises(ValueError, match="there is no listing"):
+    data.spec("folder", folder=str(tmp_path), listing="c.csv")
+  with pytest.raises(ValueError, match="sizes must be positive"):
+    data.spec("folder", folder=str(tmp_path), listing="b.csv", size=0)
+
+
+def test_waves_of_all_kinds_are_one_sound():
+  time = np.arange(8000) / 8000
+  sound = 0.5 * np.sin(2 * np.pi * 440 * time)
+  whole = np.rint(sound * 32768)
+  stereo = np.stack([whole + 100, whole - 100], 1)
+  for content, tolerance in [
+    (wav(whole), 1e-4),
+    (wav(stereo, channels=2), 1e-4),
+    (wav(np.rint(sound * 128) + 128, width=1), 5e-3),
+  ]:
+    samples, rate_hz = waves.read_wav(content)
+    assert rate_hz == 8000
+    np.testing.assert_allclose(samples, sound, atol=tolerance)
+  for content in (b"", b"RIFF", wav([])):
+    with pytest.raises(ValueError):
+      waves.read_wav(content)
+
+
+@pytest.mark.parametrize("rate_hz", [4000, 11025, 16000, 44100, 48000])
+def test_resampling_is_the_sound_at_another_rate(rate_hz):
+  seconds = 0.5
+  time = np.arange(int(rate_hz * seconds)) / rate_hz
+  fade = np.hanning(len(time))
+  sound = fade * np.sin(2 * np.pi * 700 * time)
+  made = waves.resample(sound, rate_hz, 8000)
+  assert len(made) == int(len(time) * 8000 / rate_hz)
+  new_time = np.arange(len(made)) / 8000
+  expected = np.interp(new_time, time, fade) * np.sin(2 * np.pi * 700 * new_time)
+  np.testing.assert_allclose(made, expected, atol=2e-3)
+  if rate_hz > 16000:  # what 8 kHz cannot carry is gone, not folded
+    high = waves.resample(fade * np.sin(2 * np.pi * 6000 * time), rate_hz, 8000)
+    assert np.abs(high).max() < 1e-3
+
+
+def test_pictures_of_all_kinds_are_rgb():
+  def encoded(picture, kind="PNG", **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return pixels.open_rgb(file.getvalue())
+
+  values = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+  rgb = Image.fromarray(values)
+  np.testing.assert_array_equal(encoded(rgb), values)
+  assert encoded(rgb.convert("P")).mode == "RGB"
+  assert encoded(rgb.convert("CMYK"), "JPEG").mode == "RGB"
+  grey = np.asarray(encoded(rgb.convert("L")))
+  assert (grey == grey[..., :1]).all()
+  clear = Image.fromarray(np.dstack([values, np.zeros((6, 4), np.uint8)]))
+  assert (np.asarray(encoded(clear)) == 255).all()  # white shows through
+  deep = Image.fromarray(np.full((2, 2), 0x8040, np.uint16))
+  assert (np.asarray(encoded(deep)) == 0x80).all()
+  turned = Image.Exif()
+  turned[0x0112] = 6  # taken with the camera on its side
+  assert encoded(rgb, "JPEG", exif=turned).size == (6, 4)
+
+
+def test_pixels_fit_by_the_shorter_side_or_on_black():
+  values = np.zeros((10, 30, 3), np.uint8)
+  values[:, 10:20] = 200  # the middle
+  made = pixels.fit(Image.fromarray(values), 10, "resize")
+  np.testing.assert_array_equal(made, np.full((10, 10, 3), 200))
+  grey = pixels.fit(Image.fromarray(values[:, 10:20, 0]), 14, "pad")
+  assert grey.shape == (14, 14, 1) and grey[2:12, 2:12].min() == 200
+  assert grey.sum() == 200 * 100
