@@ -45,7 +45,7 @@ def fusion_model() -> ConfigDict:
     "widths": {"image": 32, "audio": 24, "text": 64},  # channels; embedding size
     "features": 128,  # last hidden layer of every encoder
     "blocks": 1,  # residual blocks per resolution, transformer blocks
-    "prior_components": 64,  # 1: N(0, I)
+    "prior_components": 64,  # 1: N(0, I); more: a mixture, by EM
     "scales": {"image": 0.25, "audio": 0.25},  # of Gaussian and Laplace likelihoods
     "disc_widths": {"image": 24, "audio": 24},
   })
@@ -62,6 +62,7 @@ def fusion_loss() -> ConfigDict:
     "adversarial": ("image",),  # modalities that have a discriminator
     "adversarial_weight": 10.0,
     "gan": "non_saturating",  # or "hinge"
+    "prior_rate": 0.005,  # of the prior's EM, per update
     "r1_gamma": 1.0,
     "r1_fraction": 4,  # R1 on one example in so many
   })

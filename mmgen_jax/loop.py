@@ -146,7 +146,7 @@ def train(
     this = _Run(config, dispatch, log, saver, requested, on_samples)
     attempt = 0
     while True:
-      (state, step), found = found or (jax.jit(init)(), 0), None
+      (state, step), found = found or (init(), 0), None
       attempt = max(attempt, int(state.extra["attempt"]))
       extra = {**state.extra, "attempt": np.int32(attempt)}
       state = put_replicated(state.replace(extra=extra), mesh)

@@ -90,7 +90,7 @@ def gaussian_log_prob(
   mean: Float[Array, "*b z"] | float,
   logvar: Float[Array, "*b z"] | float,
 ) -> Float[Array, "*b"]:
-  """log N(z; mean, exp logvar), diagonal, in nats."""
+  """Log N(z; mean, exp logvar), diagonal, in nats."""
   logvar = jnp.asarray(logvar, jnp.float32)
   square = jnp.square(z - mean) * jnp.exp(-logvar)
   return -0.5 * (square + logvar + jnp.log(2 * jnp.pi)).sum(-1)

@@ -71,7 +71,8 @@ def apply_updates(
   norms are then a few large operations instead of several for every tensor, most of
   what there would be to compile.
   """
-  params, opt_state, ema, metrics = {}, {}, dict(state.ema), {}
+  params, ema = dict(state.params), dict(state.ema)
+  opt_state, metrics = {}, {}
   for name, tx in txs.items():
     old, unravel = ravel_pytree(state.params[name])
     grad, _ = ravel_pytree(grads[name])
@@ -84,9 +85,7 @@ def apply_updates(
       ema[name] = unravel(average + (1.0 - d) * (new - average))
     norms = {"grad": grad, "update": update, "param": new}
     metrics |= {f"norm/{name}_{k}": jnp.linalg.norm(v) for k, v in norms.items()}
-  new = state.replace(
-    step=state.step + 1, params=params, opt_state=opt_state, ema=ema
-  )
+  new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
   return new, metrics
 
 

@@ -8,6 +8,7 @@ identities, or see the whole batch, when `axis` is None, so one step serves both
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, Literal
 
 import jax
@@ -55,7 +56,9 @@ def example_keys(key: Key[Array, ""], n: int, axis: str | None) -> Key[Array, "n
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def mean_of_microbatches(fn: Callable, *, accumulate: int, axis: str | None) -> Callable:
+def mean_of_microbatches(
+  fn: Callable, *, accumulate: int, axis: str | None
+) -> Callable:
   """`fn(params, batch, keys) -> tree`, as a mean over microbatches and devices.
 
   Gradient accumulation: `fn` returns gradients and metrics that are means over examples.
@@ -68,7 +71,9 @@ def mean_of_microbatches(fn: Callable, *, accumulate: int, axis: str | None) -> 
       return pmean(fn(params, batch, keys), axis)
     cut = lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)
     parts = jax.tree.map(cut, (batch, keys))
-    shapes = jax.eval_shape(lambda p: fn(params, *p), jax.tree.map(lambda x: x[0], parts))
+    shapes = jax.eval_shape(
+      lambda p: fn(params, *p), jax.tree.map(lambda x: x[0], parts)
+    )
     total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     add = lambda total, part: (jax.tree.map(jnp.add, total, fn(params, *part)), None)
     total, _ = lax.scan(add, total, parts)
@@ -174,7 +179,8 @@ def compile_step(
   def run_each(state, data, inputs, key):
     history = []
     for u in range(updates):
-      x = jax.tree.map(lambda x: x[:, u] if mode == "pmap" else x[u], inputs)
+      at = (slice(None), u) if mode == "pmap" else u
+      x = jax.tree.map(itemgetter(at), inputs)
       state, metrics = compiled(state, data, x, key)
       history.append(metrics)
     return state, jax.tree.map(lambda *x: jnp.stack(x), *history)

@@ -33,6 +33,7 @@ def tiny(family, **changes):
     beta=1.0,
     alignment=1.0,
     cross=1.0,
+    prior_rate=0.1,
     weights={"word": 5.0},
     adversarial=("image", "sound"),
     adversarial_weight=1.0,

@@ -5,6 +5,7 @@ product, so that all 3x3 convolutions run on small maps with many channels. That
 a CPU does well, and accelerators do not mind.
 """
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -99,5 +100,8 @@ class ConvDecoder(nn.Module):
         x = depth_to_space(Dense(4 * width, dtype=self.dtype)(x), 2)
       for _ in range(self.blocks):
         x = ResidualBlock(dtype=self.dtype)(x)
+    # Wide enough for every pixel of a patch to be what it wants.
+    x = nn.GroupNorm(math.gcd(width, 8), dtype=self.dtype)(x)
+    x = Dense(4 * width, dtype=self.dtype)(nn.silu(x))
     x = Dense(self.patch**2 * self.outputs, dtype=self.dtype)(nn.silu(x))
     return depth_to_space(x, self.patch).astype(jnp.float32)

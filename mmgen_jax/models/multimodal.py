@@ -11,7 +11,6 @@ from mmgen_jax.data.modality import Modality
 from mmgen_jax.likelihoods import Likelihood, make_likelihood
 from mmgen_jax.models.conv import ConvDecoder, ConvEncoder
 from mmgen_jax.models.layers import Dense
-from mmgen_jax.models.prior import MixturePrior
 from mmgen_jax.models.text import TextDecoder, TextEncoder
 
 
@@ -79,7 +78,7 @@ class Decoder(nn.Module):
 
 
 class MultimodalVAE(nn.Module):
-  """Encoders, decoders and prior over the sorted modalities; with one modality, a VAE.
+  """Encoders and decoders of the sorted modalities; with one modality, a VAE's.
 
   Attributes:
     modalities: by name.
@@ -87,7 +86,6 @@ class MultimodalVAE(nn.Module):
     widths: channels (grids) or embedding size (text), by modality kind.
     features: size of every encoder's last hidden layer.
     blocks: blocks per resolution (grids) or in all (text).
-    prior_components: 1 for N(0, I), more for a learned mixture.
     scales: scale of Gaussian and Laplace likelihoods, by modality kind.
     dtype: of the computation; parameters and latents stay float32.
   """
@@ -97,7 +95,6 @@ class MultimodalVAE(nn.Module):
   widths: Mapping[str, int]
   features: int
   blocks: int
-  prior_components: int
   scales: Mapping[str, float]
   dtype: DTypeLike = jnp.float32
 
@@ -124,7 +121,6 @@ class MultimodalVAE(nn.Module):
       )
       for name in names
     }
-    self.prior = MixturePrior(self.latent, self.prior_components)
 
   def likelihood(self, name: str) -> Likelihood:
     """The observation model of one modality."""
@@ -148,15 +144,7 @@ class MultimodalVAE(nn.Module):
     names = self.modalities if names is None else names
     return {name: self.decoders[name](z) for name in sorted(names)}
 
-  def prior_log_prob(self, z: Float[Array, "b z"]) -> Float[Array, "b"]:
-    """log p(z) in nats."""
-    return self.prior.log_prob(z)
-
-  def prior_sample(self, keys: Array) -> Float[Array, "b z"]:
-    """One z ~ p(z) per key."""
-    return self.prior.sample(keys)
-
   def __call__(self, batch: Mapping[str, Array]):
     """Touches every parameter once: for `init`."""
     means, _ = self.encode(batch)
-    return self.decode(means[0]), self.prior_log_prob(means[0])
+    return self.decode(means[0])

@@ -1,51 +1,109 @@
-"""Priors p(z) that are learned with the model."""
+"""The prior p(z): a mixture of diagonal Gaussians that follows the encoders, by EM.
 
-import flax.linen as nn
+Attributes are discrete, so what encoders produce is a set of clusters, and a N(0, I) has
+most of its mass between them: what is decoded from there belongs to no cluster. The prior
+that is best for the ELBO is the mean of the posteriors (Hoffman and Johnson, "ELBO
+surgery", 2016; Tomczak and Welling, "VAE with a VampPrior", 2018,
+https://arxiv.org/abs/1705.07120). Stepwise EM (Cappe and Moulines, "On-line
+expectation-maximization algorithm for latent data models", 2009,
+https://arxiv.org/abs/0712.4273) keeps a mixture close to it, where gradients leave most
+components unused.
+"""
+
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from mmgen_jax.losses import gaussian_log_prob
-from mmgen_jax.models.layers import embed_init
+
+MIN_VARIANCE = 1e-2  # of a component: sets the scale of z, which a mixture leaves free
+DEAD = 0.1  # a component with less than this part of an equal share is moved
 
 
-class MixturePrior(nn.Module):
-  """A mixture of `components` learned diagonal Gaussians; N(0, I) when it is one.
+@flax.struct.dataclass
+class Mixture:
+  """Running means of r, r z and r z^2, r being a component's responsibility for z."""
 
-  With attributes that are discrete, what encoders produce is a set of clusters, and a
-  single N(0, I) has most of its mass between them: samples "from the prior" then belong
-  to no cluster. A learned mixture closes that gap. Compare the mixture prior of Tomczak
-  and Welling, "VAE with a VampPrior", 2018, https://arxiv.org/abs/1705.07120, whose
-  components are encodings of learned pseudo-inputs; here they are free.
+  weight: Float[Array, "k"]
+  first: Float[Array, "k z"]
+  second: Float[Array, "k z"]
+
+
+def init_mixture(key: Key[Array, ""], components: int, latent: int) -> Mixture:
+  """N(0, I) for one component; else as many unit Gaussians, close together.
+
+  Broad and overlapping: components that start apart never share what there is.
   """
+  weight = jnp.full((components, 1), 1.0 / components)
+  means = jnp.zeros((components, latent))
+  if components > 1:
+    means = 0.3 * jax.random.normal(key, means.shape)
+  return Mixture(weight[:, 0], weight * means, weight * (1.0 + means**2))
 
-  latent: int
-  components: int = 1
 
-  def setup(self):
-    k, z = self.components, self.latent
-    if k > 1:
-      # Broad and close together: components that start apart die before they are used.
-      self.means = self.param("means", lambda *a: 0.3 * z**0.5 * embed_init(*a), (k, z))
-      self.logvars = self.param("logvars", nn.initializers.zeros, (k, z))
-      self.logits = self.param("logits", nn.initializers.zeros, (k,))
+def _parameters(p: Mixture) -> tuple[Array, Array, Array]:
+  """Log weights [k], means and variances [k z]."""
+  weight = jnp.maximum(p.weight, 1e-9)[:, None]
+  means = p.first / weight
+  variances = jnp.maximum(p.second / weight - means**2, MIN_VARIANCE)
+  return jnp.log(weight[:, 0]), means, variances
 
-  def log_prob(self, z: Float[Array, "b z"]) -> Float[Array, "b"]:
-    """log p(z) in nats."""
-    if self.components == 1:
-      return gaussian_log_prob(z, 0.0, jnp.zeros(()))
-    logp = gaussian_log_prob(z[:, None], self.means, self.logvars)  # [b k]
-    return jax.nn.logsumexp(logp + jax.nn.log_softmax(self.logits), axis=-1)
 
-  def sample(self, keys: Key[Array, "b"]) -> Float[Array, "b z"]:
-    """One z per key."""
-    normal = lambda key: jax.random.normal(key, (self.latent,))
-    if self.components == 1:
-      return jax.vmap(normal)(keys)
+def _joint(p: Mixture, z: Float[Array, "b z"]) -> Float[Array, "b k"]:
+  """Log p(component, z)."""
+  logw, means, variances = _parameters(p)
+  return logw + gaussian_log_prob(z[:, None], means, jnp.log(variances))
 
-    def one(key):
-      pick, noise = jax.random.split(key)
-      k = jax.random.categorical(pick, self.logits)
-      return self.means[k] + jnp.exp(0.5 * self.logvars[k]) * normal(noise)
 
-    return jax.vmap(one)(keys)
+def log_prob(p: Mixture, z: Float[Array, "b z"]) -> Float[Array, "b"]:
+  """Log p(z) in nats."""
+  return jax.nn.logsumexp(_joint(p, z), axis=-1)
+
+
+def sample(p: Mixture, keys: Key[Array, "b"]) -> Float[Array, "b z"]:
+  """One z per key."""
+  logw, means, variances = _parameters(p)
+
+  def one(key):
+    pick, noise = jax.random.split(key)
+    k = jax.random.categorical(pick, logw)
+    return means[k] + jnp.sqrt(variances[k]) * jax.random.normal(noise, means[k].shape)
+
+  return jax.vmap(one)(keys)
+
+
+def expectation(p: Mixture, z: Float[Array, "b z"]) -> Mixture:
+  """The E step: means over a batch of r, r z and r z^2."""
+  r = jax.nn.softmax(_joint(p, z), axis=-1) / len(z)
+  return Mixture(r.sum(0), r.T @ z, r.T @ z**2)
+
+
+def maximisation(
+  p: Mixture, batch: Mixture, rate: float, key: Key[Array, ""]
+) -> Mixture:
+  """The M step: `p` moved by `rate` towards the batch; one component never moves.
+
+  The least used component, once it is dead, takes half of the most used: both keep its
+  variance, and move half a standard deviation apart.
+  """
+  if len(p.weight) == 1:
+    return p
+  p = jax.tree.map(lambda old, new: old + rate * (new - old), p, batch)
+  logw, means, variances = _parameters(p)
+  low, high = jnp.argmin(logw), jnp.argmax(logw)
+  side = jnp.where(jax.random.bernoulli(key, shape=means[high].shape), 0.25, -0.25)
+  away = side * jnp.sqrt(variances[high])
+  half = p.weight[high] / 2
+
+  def split(p):
+    for k, mean in ((low, means[high] + away), (high, means[high] - away)):
+      p = Mixture(
+        p.weight.at[k].set(half),
+        p.first.at[k].set(half * mean),
+        p.second.at[k].set(half * (variances[high] + mean**2)),
+      )
+    return p
+
+  dead = p.weight[low] < DEAD / len(p.weight)
+  return jax.tree.map(lambda a, b: jnp.where(dead, a, b), split(p), p)

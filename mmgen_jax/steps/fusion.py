@@ -21,6 +21,7 @@ from mmgen_jax.losses import (
   gradient_penalty,
   make_adversarial,
 )
+from mmgen_jax.models import prior as prior_lib
 from mmgen_jax.models.gan import Discriminators
 from mmgen_jax.models.layers import init_params
 from mmgen_jax.models.multimodal import MultimodalVAE
@@ -56,7 +57,6 @@ def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators
     m.widths.to_dict(),
     m.features,
     m.blocks,
-    m.prior_components,
     m.scales.to_dict(),
     dtype,
   )
@@ -70,16 +70,19 @@ def _optimizers(config) -> dict:
 
 
 def init(key: Array, config, modalities: Modalities) -> State:
-  """A State at step 0: networks "vae" and "discriminator", an average of the first."""
+  """A State at step 0: "vae" and its average, "discriminator", "prior"."""
   vae, disc = build(config, modalities)
   example = example_shapes(modalities)
-  keys = jax.random.split(key)
+  keys = jax.random.split(key, 3)
   params = {
     "vae": init_params(vae, keys[0], example),
     "discriminator": init_params(disc, keys[1], example),
   }
   opt_state = init_optimizers(_optimizers(config), params)
-  return new_state(params, opt_state, {"vae": jax.tree.map(jnp.copy, params["vae"])})
+  m = config.model
+  params["prior"] = prior_lib.init_mixture(keys[2], m.prior_components, m.latent)
+  ema = {name: jax.tree.map(jnp.copy, params[name]) for name in ("vae", "prior")}
+  return new_state(params, opt_state, ema)
 
 
 def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
@@ -102,8 +105,8 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   def modes(outputs):
     return {name: vae.likelihood(name).mode(outputs[name]) for name in loss.adversarial}
 
-  def elbo_terms(params, values, mask, keys):
-    """Everything that one pass gives: terms {name: [b]}, and the generated values.
+  def elbo_terms(params, prior, values, mask, keys):
+    """Everything that one pass gives: terms {name: [b]}, z, and the generated values.
 
     Generated: decoded from the prior for every second example, and from a random
     subset's posterior for the others.
@@ -117,7 +120,7 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     z = fuse.sample_gaussian(k[:, 1], q)
     outputs = apply(z, method="decode")
     logps = reconstruction(outputs, values, mask)
-    kl = gaussian_log_prob(z, *q) - apply(z, method="prior_log_prob")
+    kl = gaussian_log_prob(z, *q) - prior_lib.log_prob(prior, z)
     terms = {f"logp_{name}": logp for name, logp in logps.items()}
     terms |= {"kl": kl, "elbo": sum(logps.values()) - kl}
     terms["alignment"] = gaussian_kl(*full, *part)
@@ -125,18 +128,18 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     cross = reconstruction(apply(z_part, plain, method="decode"), values, mask)
     terms["cross"] = sum(cross.values(), jnp.zeros(len(keys)))
     if not loss.adversarial:
-      return terms, {}
+      return terms, z, {}
     even = jnp.arange(len(keys))[:, None] % 2 == 0
-    z = jnp.where(even, apply(k[:, 3], method="prior_sample"), z_part)
-    return terms, modes(apply(z, loss.adversarial, method="decode"))
+    z_fake = jnp.where(even, prior_lib.sample(prior, k[:, 3]), z_part)
+    return terms, z, modes(apply(z_fake, loss.adversarial, method="decode"))
 
   def fool(disc_params, fakes):
     """What the decoders descend to look real, [b]."""
     logits = disc.apply({"params": disc_params}, fakes)
     return sum(adversarial.generator(x) for x in logits.values())
 
-  def vae_loss(params, disc_params, values, mask, keys):
-    terms, fakes = elbo_terms(params, values, mask, keys)
+  def vae_loss(params, disc_params, prior, values, mask, keys):
+    terms, z, fakes = elbo_terms(params, prior, values, mask, keys)
     total = -sum(v for k, v in terms.items() if k.startswith("logp_"))
     total += loss.beta * terms["kl"] + loss.alignment * terms["alignment"]
     total -= loss.cross * terms["cross"]
@@ -145,7 +148,7 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
       terms["fool"] = fool(disc_params, fakes)
       total += loss.adversarial_weight * terms["fool"].mean()
     metrics = {f"fusion/{k}": v.mean() for k, v in terms.items()}
-    return total, (metrics | {"fusion/loss": total}, fakes)
+    return total, (metrics | {"fusion/loss": total}, z, fakes)
 
   def discriminator_loss(disc_params, values, fakes, mask):
     """Mean over examples; an example counts for the modalities that it has."""
@@ -179,7 +182,8 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   the modalities that are present; the cross term is over the modalities that have no
   discriminator: given a part, a likelihood wants the mean of all that fits, which is
   right for a word and a blur for a picture, and there the discriminator asks for one
-  that is real. Encoders see augmented inputs (`config.augment`); targets are clean.
+  that is real. The prior moves by a step of EM. Encoders see augmented inputs
+  (`config.augment`); targets are clean.
 
   posterior "poe": z ~ q_all, so the alignment term is what teaches q_part to cover
   q_all: Hwang et al., "Multi-View Representation Learning via Total Correlation
@@ -194,21 +198,28 @@ def make_train_step(config, modalities: Modalities) -> Callable:
 
   def gradients(params, batch, keys):
     values, mask = blank_missing(batch, modalities)
-    (_, (metrics, fakes)), g = jax.value_and_grad(vae_loss, has_aux=True)(
-      params["vae"], params["discriminator"], values, mask, keys
+    (_, (metrics, z, fakes)), g = jax.value_and_grad(vae_loss, has_aux=True)(
+      params["vae"], params["discriminator"], params["prior"], values, mask, keys
     )
+    statistics = prior_lib.expectation(params["prior"], z)
     fakes = jax.lax.stop_gradient(fakes)
     d, d_metrics = jax.grad(discriminator_loss, has_aux=True)(
       params["discriminator"], values, fakes, mask
     )
-    return {"vae": g, "discriminator": d}, metrics | d_metrics
+    return {"vae": g, "discriminator": d}, statistics, metrics | d_metrics
 
   def train_step(state: State, batch: dict, key: Array, *, axis: str | None = None):
     key = jax.random.fold_in(key, state.step)
     keys = example_keys(key, len(batch["index"]), axis)
     mean = mean_of_microbatches(gradients, accumulate=config.accumulate, axis=axis)
-    grads, metrics = mean(state.params, batch, keys)
+    grads, statistics, metrics = mean(state.params, batch, keys)
+    prior = prior_lib.maximisation(
+      state.params["prior"], statistics, config.loss.prior_rate, key
+    )
     state, norms = apply_updates(state, grads, txs, config.ema_decay)
+    state = state.replace(
+      params=state.params | {"prior": prior}, ema=state.ema | {"prior": prior}
+    )
     return state, metrics | norms
 
   return train_step
@@ -236,7 +247,7 @@ def make_eval_step(config, modalities: Modalities) -> Callable:
     for i, name in enumerate(names):
       logp = vae.likelihood(name).log_prob(outputs[name], values[name])
       terms[f"logp_{name}"] = jnp.where(mask[i], logp, 0.0)
-    kl = gaussian_log_prob(z, *q) - apply(z, method="prior_log_prob")
+    kl = gaussian_log_prob(z, *q) - prior_lib.log_prob(params["prior"], z)
     return terms | {"kl": kl, "elbo": sum(terms.values()) - kl}
 
   return eval_step
@@ -266,7 +277,7 @@ def make_generate(config, modalities: Modalities) -> Callable:
     )
     q = fuse.product_of_experts(*apply(values, method="encode"), mask)
     z = fuse.sample_gaussian(keys[:, 0], q)
-    prior = apply(keys[:, 1], method="prior_sample")
+    prior = prior_lib.sample(params["prior"], keys[:, 1])
     z = jnp.where(mask.any(0)[:, None], z, prior)
     outputs = apply(z, method="decode")
     return {name: vae.likelihood(name).mode(x) for name, x in outputs.items()}

@@ -1,0 +1,130 @@
+"""What holds of every family's step, beside test_parallel.py."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import BATCH, tiny
+
+from configs import common
+from mmgen_jax.steps import STEPS
+
+FAMILIES = sorted(STEPS)
+
+
+def first(inputs):
+  return jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(0, 1))
+
+
+def one_update(family, batch_change=lambda b: b, **changes):
+  config, modalities, inputs = tiny(family, **changes)
+  state = STEPS[family].init(jax.random.key(0), config, modalities)
+  step = jax.jit(STEPS[family].make_train_step(config, modalities))
+  return state, *step(state, batch_change(first(inputs)), jax.random.key(1))
+
+
+def test_families_have_the_same_functions_with_the_same_parameters():
+  for name in ("init", "make_train_step", "make_eval_step", "make_generate", "subsets"):
+    parameters = {str(inspect.signature(getattr(m, name))) for m in STEPS.values()}
+    assert len(parameters) == 1, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masked_is_absent_even_where_it_is_nan(family):
+  def poison(batch):
+    for name in batch["mask"]:
+      x = batch[name]
+      has = batch["mask"][name].reshape(-1, *[1] * (x.ndim - 1))
+      worst = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 3
+      batch[name] = jnp.where(has, x, worst)
+    return batch
+
+  _, clean, metrics = one_update(family)
+  _, dirty, metrics2 = one_update(family, poison)
+  jax.tree.map(np.testing.assert_array_equal, clean.params, dirty.params)
+  jax.tree.map(np.testing.assert_array_equal, metrics, metrics2)
+  assert all(np.isfinite(v) for v in metrics.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_moves_within_three_updates(family):
+  config, modalities, inputs = tiny(family)
+  state = STEPS[family].init(jax.random.key(0), config, modalities)
+  step = jax.jit(STEPS[family].make_train_step(config, modalities))
+  before = jax.device_get(state.params)
+  for i in range(3):
+    batch = jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(i, 1))
+    batch["mask"] = jax.tree.map(jnp.ones_like, batch["mask"])
+    state, _ = step(state, batch, jax.random.key(1))
+  still = [
+    jax.tree_util.keystr(path)
+    for (path, a), b in zip(
+      jax.tree_util.tree_leaves_with_path(before),
+      jax.tree.leaves(state.params),
+      strict=True,
+    )
+    if np.array_equal(a, b)
+  ]
+  # A key's bias adds the same to every logit, which a softmax does not see.
+  assert not [name for name in still if "'key']['bias']" not in name]
+
+
+@pytest.mark.parametrize("posterior", ["poe", "mopoe"])
+def test_both_posteriors_learn_to_reconstruct(posterior):
+  config, modalities, inputs = tiny("fusion")
+  config.optim = common.optim(3e-3)
+  config.disc_optim = common.optim(1e-3)
+  config.loss.posterior = posterior
+  fusion = STEPS["fusion"]
+  state = fusion.init(jax.random.key(0), config, modalities)
+  step = jax.jit(fusion.make_train_step(config, modalities))
+  batch = first(inputs)
+  losses = []
+  for _ in range(150):
+    state, metrics = step(state, batch, jax.random.key(1))
+    losses.append(float(metrics["fusion/logp_word"]))
+  assert losses[-1] > 0.3 * losses[0]  # nats below zero
+
+
+def test_generation_depends_only_on_what_is_given():
+  config, modalities, inputs = tiny("fusion")
+  fusion = STEPS["fusion"]
+  state = fusion.init(jax.random.key(0), config, modalities)
+  generate = jax.jit(fusion.make_generate(config, modalities))
+  batch = first(inputs)
+  batch["mask"] = jax.tree.map(jnp.ones_like, batch["mask"])
+  given = jnp.array([False, True, False])  # the sound
+  key = jax.random.key(2)
+  out = generate(state.ema, batch, given, key)
+  other = generate(state.ema, batch | {"image": -batch["image"]}, given, key)
+  jax.tree.map(np.testing.assert_array_equal, out, other)
+  changed = generate(state.ema, batch | {"sound": -batch["sound"]}, given, key)
+  assert not np.array_equal(out["image"], changed["image"])
+  assert {n: x.shape for n, x in out.items()} == {
+    n: (BATCH, *m.shape) for n, m in modalities.items()
+  }
+  assert len(fusion.subsets(config, modalities)) == 8
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
+  _, half, metrics = one_update("fusion", bfloat16=True)
+  _, _, exact = one_update("fusion")
+  assert all(x.dtype != jnp.bfloat16 for x in jax.tree.leaves(half.params))
+  np.testing.assert_allclose(metrics["fusion/elbo"], exact["fusion/elbo"], rtol=0.05)
+
+
+def test_what_does_not_fit_is_refused_by_name():
+  config, modalities, _ = tiny("fusion")
+  config.loss.adversarial = ("word",)
+  with pytest.raises(ValueError, match="'word'"):
+    STEPS["fusion"].build(config, modalities)
+  config, modalities, _ = tiny("gan")
+  config.model.modality = "video"
+  with pytest.raises(ValueError, match="'video'"):
+    STEPS["gan"].build(config, modalities)
+  config, modalities, _ = tiny("fusion")
+  config.augment = {"image": {"blur": 1}}
+  with pytest.raises(ValueError, match="blur"):
+    STEPS["fusion"].make_train_step(config, modalities)
