@@ -286,12 +286,12 @@ if __name__ == "__main__":
 
 def test_workers_of_a_killed_run_end(tmp_path):
   (tmp_path / "killed.py").write_text(KILLED)
-  path = {"PYTHONPATH": os.path.dirname(__file__)}
+  path = [os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]
   done = subprocess.run(
     [sys.executable, tmp_path / "killed.py", tmp_path],
     stdout=subprocess.PIPE,
     text=True,
-    env={**os.environ, **path},
+    env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
   )
   assert done.returncode == -signal.SIGKILL
   worker = int(done.stdout)

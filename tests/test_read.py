@@ -87,7 +87,7 @@ def test_columns_are_decoded_once_and_mapped(tmp_path):
   assert [record["number"] for record in there] == list(range(N))
 
 
-@pytest.mark.parametrize("damage", ["cut", "header", "about", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "header", "about", "gone", "swapped"])
 def test_damaged_cache_is_made_again(tmp_path, damage):
   read_numbered(tmp_path)
   (folder,) = (tmp_path / "decoded").glob("numbered-*")
@@ -98,6 +98,8 @@ def test_damaged_cache_is_made_again(tmp_path, damage):
     file.write_bytes(b"nonsense" + file.read_bytes()[8:])
   elif damage == "about":
     (folder / "about.json").write_text("{")
+  elif damage == "swapped":
+    file.write_bytes((folder / "number.npy").read_bytes())
   else:
     file.unlink()
   columns = read_numbered(tmp_path)
@@ -175,6 +177,25 @@ def test_images_of_a_prepared_set(tmp_path):
   assert about.modalities == whole["train"].modalities
   assert about.label_names == {"label": ("even", "odd")}
   assert len({e.fingerprint for e in whole.values()}) == 3
+
+
+@pytest.mark.parametrize("there", ["test validation", "test", "validation", ""])
+def test_validation_and_test_are_carved_from_train_where_missing(tmp_path, there):
+  sizes = {"train": 40, **dict.fromkeys(there.split(), 10)}
+  rows = {}
+  for name, part in images._parts(sizes).items():
+    of, _, percent = part.partition("[")
+    first, _, last = percent.rstrip("]").replace("%", "").partition(":")
+    n = sizes[of]
+    span = range(int(first or 0) * n // 100, int(last or 100) * n // 100)
+    rows[name] = {(of, i) for i in span}
+  assert all(rows.values())
+  assert not rows["train"] & (rows["validation"] | rows["test"])
+  assert rows["train"] <= {("train", i) for i in range(40)}
+  carved = "validation" not in there or "test" not in there
+  assert not carved or not rows["validation"] & rows["test"]
+  with pytest.raises(ValueError, match="no split 'train'"):
+    images._parts({"test": 10})
 
 
 def test_images_pad_what_is_a_little_smaller(tmp_path):
