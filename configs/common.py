@@ -46,7 +46,7 @@ def fusion_model() -> ConfigDict:
     "features": 128,  # last hidden layer of every encoder
     "blocks": 1,  # residual blocks per resolution, transformer blocks
     "prior_components": 64,  # 1: N(0, I); more: a mixture, by EM
-    "scales": {"image": 0.25, "audio": 0.25},  # of Gaussian and Laplace likelihoods
+    "scales": {"image": 0.08, "audio": 0.2},  # of Gaussian and Laplace likelihoods
     "disc_widths": {"image": 24, "audio": 24},
   })
 
@@ -60,10 +60,10 @@ def fusion_loss() -> ConfigDict:
     "cross": 1.0,
     "weights": {},  # of log p(x_m | z), by modality name; 1 where not given
     "adversarial": ("image",),  # modalities that have a discriminator
-    "adversarial_weight": 10.0,
+    "adversarial_weight": 40.0,
     "gan": "non_saturating",  # or "hinge"
     "prior_rate": 0.005,  # of the prior's EM, per update
-    "r1_gamma": 1.0,
+    "r1_gamma": 0.2,
     "r1_fraction": 4,  # R1 on one example in so many
   })
 

@@ -38,7 +38,7 @@ def get_config(arg=None):
   config.optim = common.optim(
     3e-3, b2=0.99, warmup_steps=50, decay="cosine", decay_steps=6000
   )
-  config.disc_optim = common.optim(2e-4, b1=0.0, b2=0.99)
+  config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
   return common.variant(config, arg, smoke=common.smoke, missing=missing)
 
 

@@ -94,7 +94,7 @@ def maximisation(
   low, high = jnp.argmin(logw), jnp.argmax(logw)
   side = jnp.where(jax.random.bernoulli(key, shape=means[high].shape), 0.25, -0.25)
   away = side * jnp.sqrt(variances[high])
-  half = p.weight[high] / 2
+  half = (p.weight[high] + p.weight[low]) / 2
 
   def split(p):
     for k, mean in ((low, means[high] + away), (high, means[high] - away)):
