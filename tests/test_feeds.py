@@ -279,7 +279,8 @@ if __name__ == "__main__":
     make_examples(pathlib.Path(sys.argv[1])), seed=0, batch_size=8, workers=1
   )
   feed.inputs(0, 1)
-  print(multiprocessing.active_children()[0].pid, flush=True)
+  worker = multiprocessing.active_children()[0].pid
+  pathlib.Path(sys.argv[1], "worker").write_text(str(worker))
   os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -289,12 +290,10 @@ def test_workers_of_a_killed_run_end(tmp_path):
   path = [os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]
   done = subprocess.run(
     [sys.executable, tmp_path / "killed.py", tmp_path],
-    stdout=subprocess.PIPE,
-    text=True,
     env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
   )
   assert done.returncode == -signal.SIGKILL
-  worker = int(done.stdout)
+  worker = int((tmp_path / "worker").read_text())
   for _ in range(100):
     try:
       os.kill(worker, 0)
