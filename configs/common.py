@@ -60,10 +60,10 @@ def fusion_loss() -> ConfigDict:
     "cross": 1.0,
     "weights": {},  # of log p(x_m | z), by modality name; 1 where not given
     "adversarial": ("image",),  # modalities that have a discriminator
-    "adversarial_weight": 40.0,
+    "adversarial_weight": 20.0,
     "gan": "non_saturating",  # or "hinge"
     "prior_rate": 0.005,  # of the prior's EM, per update
-    "r1_gamma": 0.2,
+    "r1_gamma": 1.0,
     "r1_fraction": 4,  # R1 on one example in so many
   })
 

@@ -14,8 +14,8 @@ from configs import common
 
 def get_config(arg=None):
   config = common.defaults("fusion")
-  config.batch_size = 32
-  config.train_steps = 6000
+  config.batch_size = 16
+  config.train_steps = 5000
   config.updates_per_dispatch = 20
   config.log_steps = 20
   config.save_steps = config.sample_steps = 1000
@@ -36,7 +36,7 @@ def get_config(arg=None):
   config.loss = common.fusion_loss()
   config.loss.weights = {"word": 20.0}
   config.optim = common.optim(
-    3e-3, b2=0.99, warmup_steps=50, decay="cosine", decay_steps=6000
+    3e-3, b2=0.99, warmup_steps=50, decay="cosine", decay_steps=5000
   )
   config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
   return common.variant(config, arg, smoke=common.smoke, missing=missing)

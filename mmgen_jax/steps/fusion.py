@@ -108,7 +108,7 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   def elbo_terms(params, prior, values, mask, keys):
     """Everything that one pass gives: terms {name: [b]}, z, and the generated values.
 
-    Generated: decoded from the prior for every fourth example, and from a random
+    Generated: decoded from the prior for every second example, and from a random
     subset's posterior for the others.
     """
     k = jax.vmap(lambda key: jax.random.split(key, 5))(keys)
@@ -129,8 +129,8 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     terms["cross"] = sum(cross.values(), jnp.zeros(len(keys)))
     if not loss.adversarial:
       return terms, z, {}
-    fourth = jnp.arange(len(keys))[:, None] % 4 == 0
-    z_fake = jnp.where(fourth, prior_lib.sample(prior, k[:, 3]), z_part)
+    even = jnp.arange(len(keys))[:, None] % 2 == 0
+    z_fake = jnp.where(even, prior_lib.sample(prior, k[:, 3]), z_part)
     return terms, z, modes(apply(z_fake, loss.adversarial, method="decode"))
 
   def fool(disc_params, fakes):
