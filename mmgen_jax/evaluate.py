@@ -93,11 +93,10 @@ def evaluate(
   state, step = load_state(config, workdir, held_out.modalities)
   if jax.process_index() != 0:
     return []  # the others had to hear the checkpoint, and are done
-  made_by = judges.make(train, data_dir / "judges", say=say)
   sampler = make_sampler(config, held_out.modalities, batch_size=config.eval.batch_size)
   fingerprint = config_lib.fingerprint(config)
   origin = provenance.provenance(fingerprint)
-  out = []
+  out, by = [], None
   extra = [s for s in HOLDS_OUT if s in _splits(config)]
   for name in (split, *extra):
     examples = held_out if name == split else _load(config, name, data_dir)
@@ -105,8 +104,9 @@ def evaluate(
     say(f"evaluating step {step} on {count} examples of {examples.name}/{name}")
     indices = np.arange(count)
     samples = sampler(state.ema, examples, indices, config.seed, say)
-    setting = scores.Setting(examples, indices, made_by, config.eval.bootstrap)
-    floor = _some_real(train, made_by.extractors, count)
+    by = by or judges.make(train, list(samples.values), data_dir / "judges", say=say)
+    setting = scores.Setting(examples, indices, by, config.eval.bootstrap)
+    floor = _some_real(train, by.extractors, count)
     reads = scores.read_all(setting, samples)
     entries = _entries(setting, samples, reads, floor, say)
     context = records.context(config, examples, count, step, origin)
@@ -180,23 +180,23 @@ def make_on_samples(
   data_dir = _data_dir(workdir, data_dir)
   prepared: list = []
 
-  def prepare():
-    examples = _load(config, "validation", data_dir)
-    readers = judges.make(
-      _load(config, "train", data_dir), data_dir / "judges", extract=False, say=say
-    )
-    count = min(config.eval.batch_size, len(examples))
-    sampler = make_sampler(config, examples.modalities, batch_size=count)
-    return scores.Setting(examples, np.arange(count), readers), sampler
-
   def on_samples(state: State, step: int) -> None:
     if jax.process_index() != 0:
       return
     if not prepared:
-      prepared.append(prepare())
-    setting, sampler = prepared[0]
+      examples = _load(config, "validation", data_dir)
+      count = min(config.eval.batch_size, len(examples))
+      sampler = make_sampler(config, examples.modalities, batch_size=count)
+      prepared.append((examples, np.arange(count), sampler))
+    examples, indices, sampler = prepared[0]
     ema = jax.tree.map(_local, state.ema)
-    samples = sampler(ema, setting.examples, setting.indices, config.seed)
+    samples = sampler(ema, examples, indices, config.seed)
+    if len(prepared) == 1:
+      train, names = _load(config, "train", data_dir), list(samples.values)
+      prepared.append(
+        judges.make(train, names, data_dir / "judges", extract=False, say=say)
+      )
+    setting = scores.Setting(examples, indices, prepared[1])
     reads = scores.read_all(setting, samples)
     coherent = {
       f"{'+'.join(given)} -> {target}": float(right["strict"].mean())

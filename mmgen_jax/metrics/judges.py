@@ -62,6 +62,7 @@ class Judges(NamedTuple):
 
 def make(
   train: Examples,
+  modalities: Sequence[str],
   directory: Path | str,
   *,
   labels: Sequence[str] = (),
@@ -72,6 +73,7 @@ def make(
 
   Args:
     train: its real training split.
+    modalities: which of its modalities are to be judged.
     directory: where trained judges are kept.
     labels: which of its labels count as attributes; by default `attributes(train)`.
     extract: whether extractors are wanted that are not needed to read.
@@ -79,8 +81,8 @@ def make(
   """
   labels = sorted(labels) or attributes(train)
   extractors, readers = {}, {}
-  for name, modality in train.modalities.items() if labels else ():
-    checked = train.name == "sprites"
+  for name in sorted(modalities) if labels else ():
+    modality, checked = train.modalities[name], train.name == "sprites"
     if checked:
       readers[name] = sprite_judge(train, name)
     if modality.kind == "text":

@@ -108,7 +108,7 @@ def _card(what: str, r: records.Record) -> str:
   share = is_share(r)
   unit = "<small>%</small>" if share else ""
   wide = " wide" if r["metric"] == "joint_coherence/strict" else ""
-  how = [f"n = {r['samples']:,}"]
+  how = [f"n\u00a0=\u00a0{r['samples']:,}"]
   if interval(r):
     how.insert(0, f"95 % interval {interval(r)}")
   accuracy = judged(r)

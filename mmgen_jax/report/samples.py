@@ -57,7 +57,7 @@ def _prior(run: Run, p: Panel) -> str:
   order = {"text": 0, "image": 1, "audio": 2}
   names = sorted(p.made, key=lambda name: order[p.kinds[name]])
   rows = []
-  for i in range(len(p.made[names[0]])):
+  for i in range(p.made[names[0]].shape[1]):
     tiles = [page.tile(p.kinds[n], p.made[n][at, i], f"generated {n}") for n in names]
     wrong = " wrong" if any(p.right[n][at, i] == 0 for n in names) else ""
     rows.append(f'<div class="pair{wrong}">{"".join(tiles)}</div>')
