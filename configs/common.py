@@ -30,7 +30,7 @@ def defaults(family: str) -> ConfigDict:
         "missing_rate": 0.0,  # share of modalities hidden at training
       },
       "augment": {},  # {modality: fields of mmgen_jax.data.augment.Augmentation}
-    "model": {},
+      "model": {},
       "loss": {},
       "optim": optim(1e-3),
       "eval": {"num_examples": 3000, "batch_size": 500, "bootstrap": 1000},
@@ -40,32 +40,36 @@ def defaults(family: str) -> ConfigDict:
 
 def fusion_model() -> ConfigDict:
   """Networks of a fusion run, small enough for a CPU."""
-  return ConfigDict({
-    "latent": 16,
-    "widths": {"image": 32, "audio": 24, "text": 64},  # channels; embedding size
-    "features": 128,  # last hidden layer of every encoder
-    "blocks": 1,  # residual blocks per resolution, transformer blocks
-    "prior_components": 64,  # 1: N(0, I); more: a mixture, by EM
-    "scales": {"image": 0.08, "audio": 0.2},  # of Gaussian and Laplace likelihoods
-    "disc_widths": {"image": 24, "audio": 24},
-  })
+  return ConfigDict(
+    {
+      "latent": 16,
+      "widths": {"image": 32, "audio": 24, "text": 64},  # channels; embedding size
+      "features": 128,  # last hidden layer of every encoder
+      "blocks": 1,  # residual blocks per resolution, transformer blocks
+      "prior_components": 64,  # 1: N(0, I); more: a mixture, by EM
+      "scales": {"image": 0.08, "audio": 0.2},  # of Gaussian and Laplace likelihoods
+      "disc_widths": {"image": 24, "audio": 24},
+    }
+  )
 
 
 def fusion_loss() -> ConfigDict:
   """Weights of a fusion run; see `mmgen_jax.steps.fusion.make_train_step`."""
-  return ConfigDict({
-    "posterior": "poe",  # or "mopoe"
-    "beta": 1.0,
-    "alignment": 1.0,
-    "cross": 1.0,
-    "weights": {},  # of log p(x_m | z), by modality name; 1 where not given
-    "adversarial": ("image",),  # modalities that have a discriminator
-    "adversarial_weight": 20.0,
-    "gan": "non_saturating",  # or "hinge"
-    "prior_rate": 0.005,  # of the prior's EM, per update
-    "r1_gamma": 1.0,
-    "r1_fraction": 4,  # R1 on one example in so many
-  })
+  return ConfigDict(
+    {
+      "posterior": "poe",  # or "mopoe"
+      "beta": 1.0,
+      "alignment": 1.0,
+      "cross": 1.0,
+      "weights": {},  # of log p(x_m | z), by modality name; 1 where not given
+      "adversarial": ("image",),  # modalities that have a discriminator
+      "adversarial_weight": 20.0,
+      "gan": "non_saturating",  # or "hinge"
+      "prior_rate": 0.005,  # of the prior's EM, per update
+      "r1_gamma": 1.0,
+      "r1_fraction": 4,  # R1 on one example in so many
+    }
+  )
 
 
 def optim(learning_rate: float, **changes) -> ConfigDict:

@@ -1,6 +1,6 @@
 """A VAE of sprite images (level 3, 32 px), ELBO with beta = 1.
 
-  python launch.py --config=configs/vae_sprites.py --workdir=runs/vae_sprites
+python launch.py --config=configs/vae_sprites.py --workdir=runs/vae_sprites
 """
 
 from configs import common

@@ -38,9 +38,7 @@ def gaussian(*, scale: float = 1.0) -> Likelihood:
 
   def log_prob(params, x):
     error = (x - params[..., 0].astype(jnp.float32)) / scale
-    return _per_example(
-      -0.5 * error**2 - jnp.log(scale) - 0.5 * jnp.log(2 * jnp.pi)
-    )
+    return _per_example(-0.5 * error**2 - jnp.log(scale) - 0.5 * jnp.log(2 * jnp.pi))
 
   return Likelihood(1, log_prob, lambda params: params[..., 0])
 

@@ -26,7 +26,9 @@ def test_product_is_the_normalised_product_of_densities():
     p /= p.sum()
     centre = (p * x).sum()
     assert mean[b, 0] == pytest.approx(centre, abs=1e-4)
-    assert np.exp(logvar[b, 0]) == pytest.approx((p * (x - centre) ** 2).sum(), rel=1e-3)
+    assert np.exp(logvar[b, 0]) == pytest.approx(
+      (p * (x - centre) ** 2).sum(), rel=1e-3
+    )
 
 
 def test_a_product_of_one_expert_is_that_expert():

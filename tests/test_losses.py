@@ -46,9 +46,7 @@ def test_gaussian_kl_is_the_integral():
   p, q = stats.norm(m, s), stats.norm(m2, s2)
   want = np.trapezoid(p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), x)
   at = lambda v: jnp.full((1, 1), v)
-  got = losses.gaussian_kl(
-    at(m), at(2 * np.log(s)), at(m2), at(2 * np.log(s2))
-  )
+  got = losses.gaussian_kl(at(m), at(2 * np.log(s)), at(m2), at(2 * np.log(s2)))
   np.testing.assert_allclose(got, [want], rtol=1e-5)
   np.testing.assert_allclose(
     losses.gaussian_kl(at(m), at(0.2), at(m), at(0.2)), 0.0, atol=1e-7
