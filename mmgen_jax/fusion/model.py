@@ -77,9 +77,7 @@ def mixture_of_products(
   component is drawn per example, at random and not by its place in the batch.
   """
   subset = random_subset(keys, present)
-  product = product_of_experts(
-    means, logvars, subset, prior_precision=prior_precision
-  )
+  product = product_of_experts(means, logvars, subset, prior_precision=prior_precision)
   return product, subset
 
 
