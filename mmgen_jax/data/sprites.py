@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from mmgen_jax.data import audio, modality, read, sprites_render
+from mmgen_jax.data import audio, modality, read, sprites_render, sprites_sound
 from mmgen_jax.data.examples import Column, Examples, Spec
 
 FRAMES, MELS = 32, 32
@@ -58,7 +58,7 @@ def spec(
     {
       "image": modality.image(size, size),
       "caption": modality.text(sorted(words), longest),
-      "sound": modality.audio(FRAMES, MELS, sprites_render.SAMPLE_RATE_HZ),
+      "sound": modality.audio(FRAMES, MELS, sprites_sound.SAMPLE_RATE_HZ),
     },
     values,
   )
@@ -131,7 +131,7 @@ def _decode(records, *, caption: modality.Modality, labels: tuple[str, ...]):
     "caption": modality.tokenise(caption, words),
     "sound": audio.log_mel(
       np.stack([record["sound"] for record in records]),
-      sample_rate_hz=sprites_render.SAMPLE_RATE_HZ,
+      sample_rate_hz=sprites_sound.SAMPLE_RATE_HZ,
       frames=FRAMES,
       mels=MELS,
     ),

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mmgen_jax.data import sprites_render
+from mmgen_jax.data import sprites_render, sprites_sound
 
 BLOCK = 256  # examples rendered at a time
 WORKERS = 2  # threads: rendering and encoding leave the interpreter to the writer
@@ -48,8 +48,14 @@ class Sprites(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "Levels 1 to 5: image, caption, sound, attributes."}
 
+  @property
+  def _config(self) -> SpritesConfig:
+    if not isinstance(self.builder_config, SpritesConfig):
+      raise ValueError("sprites are built with config=sprites_builder.config(...)")
+    return self.builder_config
+
   def _info(self) -> tfds.core.DatasetInfo:
-    config = self.builder_config
+    config = self._config
     features = {
       "index": tfds.features.Scalar(np.int64),
       "image": tfds.features.Image(
@@ -57,7 +63,7 @@ class Sprites(tfds.core.GeneratorBasedBuilder):
       ),
       "caption": tfds.features.Text(),
       "sound": tfds.features.Tensor(
-        shape=(sprites_render.SAMPLES,), dtype=np.int16, encoding="bytes"
+        shape=(sprites_sound.SAMPLES,), dtype=np.int16, encoding="bytes"
       ),
     }
     for name in sprites_render.names_of(config.level):
@@ -73,11 +79,11 @@ class Sprites(tfds.core.GeneratorBasedBuilder):
     del dl_manager
     return {
       split: self._generate_examples(first, number)
-      for split, (first, number) in self.builder_config.ranges.items()
+      for split, (first, number) in self._config.ranges.items()
     }
 
   def _generate_examples(self, first: int, number: int):
-    config = self.builder_config
+    config = self._config
 
     def block(start: int) -> list[tuple[int, dict]]:
       indices = np.arange(first + start, first + min(start + BLOCK, number))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from mmgen_jax.data import audio
+from mmgen_jax.data import audio, sprites_sound
 from mmgen_jax.data import sprites_render as sprites
 
 UNREADABLE = -1
@@ -58,9 +58,8 @@ def check(kind: str, values, level: int) -> Labels:
     )
   read = read_images if kind == "image" else read_sounds
   parts = [
-    read(values[first : first + BLOCK], level)
-    for first in range(0, max(len(values), 1), BLOCK)
-  ]
+    read(values[first : first + BLOCK], level) for first in range(0, len(values), BLOCK)
+  ] or [read_captions([], level)]  # of none, nothing
   return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -150,7 +149,7 @@ def _shrink(images) -> Float[np.ndarray, "n 32 32 3"]:
 def _soft_mask(amount, full) -> np.ndarray:
   """`amount` as a part of `full` [n], with little set to 0 and much to 1."""
   part = amount / np.maximum(full, 1e-6)[:, None, None]
-  return np.clip((part - 0.2) / 0.5, 0, 1)
+  return np.clip((part - 0.25) / 0.45, 0, 1)
 
 
 def _brightest(amount, count: int) -> np.ndarray:
@@ -170,27 +169,35 @@ def _mask_by_light(pixels):
 def _mask_by_hue(pixels):
   """Mask [n, h, w] of the one saturated hue, its colour [n], whether there is one."""
   chroma = pixels - pixels.mean(-1, keepdims=True)
-  flat = chroma.reshape(len(chroma), -1, 3)
-  flat = flat - np.median(flat, axis=1, keepdims=True)  # against the background
-  strength = np.linalg.norm(flat, axis=-1)
-  hue = (flat * (strength**2)[..., None]).sum(1)
+  behind = np.median(chroma.reshape(len(chroma), -1, 3), axis=1)[:, None, None]
+  calm = _smooth(chroma)  # noise has no hue of its own
+  strength = np.linalg.norm(calm - behind, axis=-1)
+  hue = (calm * (strength**2)[..., None]).sum((1, 2))
   hue /= np.maximum(np.linalg.norm(hue, axis=-1, keepdims=True), 1e-6)
-  along = (flat * hue[:, None]).sum(-1)
-  amount = np.maximum(along, 0).reshape(pixels.shape[:3])
+  along = ((calm - behind) * hue[:, None, None]).sum(-1)
+  amount = ((chroma - behind) * hue[:, None, None]).sum(-1)
   full = _brightest(amount, 24)
+  amount = np.where(along > 0.15 * full[:, None, None], amount, 0)
 
   wanted = sprites.RGB - sprites.RGB.mean(-1, keepdims=True)
   length = np.linalg.norm(wanted, axis=-1)
   near = hue @ (wanted / length[:, None]).T
   colour = near.argmax(1)
-  strong = strength > 0.4 * full[:, None]
+  strong = strength > 0.4 * full[:, None, None]
   other = strong & (along < 0.9 * strength)  # pixels of another hue
   readable = (
-    (near.max(1) > 0.95)
+    (near.max(1) > 0.98)
     & (full > 0.5 * length[colour])
-    & (other.sum(1) <= 0.1 * strong.sum(1))
+    & (other.sum((1, 2)) <= 0.1 * strong.sum((1, 2)))
   )
   return _soft_mask(amount, full), colour, readable
+
+
+def _smooth(values) -> np.ndarray:
+  """Means of 3 x 3 pixels, weighted by 1 2 1, of [n, h, w, c]."""
+  wide = np.pad(values, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+  wide = wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]
+  return (wide[:, :, :-2] + 2 * wide[:, :, 1:-1] + wide[:, :, 2:]) / 16
 
 
 def _crop(mask, window: int):
@@ -275,13 +282,13 @@ def _excess(log_mels, bed) -> np.ndarray:
 def _bed() -> np.ndarray:
   """The mean stored value of the bed of noise, float32 [mels]."""
   noise = np.random.Generator(np.random.Philox(key=0)).uniform(-1, 1, (64, 4000))
-  return _log_mel(sprites.BED * noise).mean((0, 1), dtype=np.float32)
+  return _log_mel(sprites_sound.BED * noise).mean((0, 1), dtype=np.float32)
 
 
 def _log_mel(wave) -> np.ndarray:
   return audio.log_mel(
     np.rint(np.clip(wave, -1, 1) * 32767).astype(np.int16),
-    sample_rate_hz=sprites.SAMPLE_RATE_HZ,
+    sample_rate_hz=sprites_sound.SAMPLE_RATE_HZ,
     frames=GRID,
     mels=GRID,
   )
@@ -308,8 +315,8 @@ def _notes(level: int):
   table = np.array(list(grid), np.float32).T
   values = {n: v.astype(np.int32) for n, v in zip(names, table, strict=False)}
   k = table.shape[1]
-  held_secs, onset_secs, note_hz, cue = sprites.score(values, level)
-  wave = sprites.voice(
+  held_secs, onset_secs, note_hz, cue = sprites_sound.score(values, level)
+  wave = sprites_sound.voice(
     values["shape"],
     note_hz=note_hz * (1 + table[-1]),
     held_secs=held_secs,

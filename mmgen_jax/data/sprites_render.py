@@ -14,6 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Int, Int16, UInt8
 
+from mmgen_jax.data import sprites_sound as sound
+
 NAMES: dict[str, tuple[str, ...]] = {  # in the order in which levels add them
   "shape": ("heart", "square", "ellipse"),
   "size": ("small", "big"),
@@ -22,8 +24,6 @@ NAMES: dict[str, tuple[str, ...]] = {  # in the order in which levels add them
   "background": ("dark", "light"),
 }
 LEVELS = (1, 2, 3, 4, 5)
-SAMPLE_RATE_HZ, SAMPLES = 8000, 4000
-
 RGB = np.array(
   [[224, 44, 38], [44, 186, 78], [54, 98, 236], [240, 204, 44], [246, 112, 196]],
   np.float32,
@@ -31,13 +31,6 @@ RGB = np.array(
 WHITE = np.array([236, 236, 232], np.float32)  # the sprite where no colour is told
 PLAIN = np.array([52, 56, 66], np.float32)  # the background where none is told
 GROUND = np.array([[42, 46, 58], [198, 200, 204]], np.float32)  # dark, light
-
-NOTES_HZ = np.array([220.0, 294.0, 392.0, 523.0, 698.0], np.float32)  # fourths
-NOTE_HZ = 392.0  # where no colour is told
-RECIPES = ((1.0, 0.12), (1.0, 0.0, 0.6, 0.0, 0.4), (1.0, 0.75, 0.6, 0.45, 0.35))
-HIGHEST_PARTIAL_HZ = 3000.0  # above it only the cue of a top quadrant sounds
-CUE_HZ = (3760.0, 95.0)  # top, bottom
-BED = 0.035  # the peak of a light background's noise
 
 _LABELS, _LOOK, _GRAIN, _VOICE, _HISS = range(5)  # random streams of one example
 
@@ -106,7 +99,7 @@ def side_of(labels: Mapping[str, np.ndarray], level: int) -> np.ndarray:
   """Sprite sides before jitter, as parts of the picture's: a square of equal area."""
   if level == 1:
     return np.full(len(labels["shape"]), 0.40, np.float32)
-  sides = (0.28, 0.48) if level < 4 else (0.20, 0.32)
+  sides = (0.28, 0.48) if level < 4 else (0.18, 0.28)
   return np.array(sides, np.float32)[labels["size"]]
 
 
@@ -135,10 +128,6 @@ def _ellipse(x, y):
 
 def _plane(value) -> np.ndarray:
   return np.asarray(value, np.float32)[:, None, None]
-
-
-def _column(value) -> np.ndarray:
-  return np.asarray(value, np.float32)[:, None]
 
 
 _DISTANCE = (_heart, _square, _ellipse)
@@ -204,8 +193,8 @@ def render(
   if level >= 4:
     quadrant = labels["quadrant"]
     centre = (
-      0.26 + 0.48 * (quadrant % 2) + 0.045 * signed[1],
-      0.26 + 0.48 * (quadrant // 2) + 0.045 * signed[2],
+      0.27 + 0.46 * (quadrant % 2) + 0.03 * signed[1],
+      0.27 + 0.46 * (quadrant // 2) + 0.03 * signed[2],
     )
   else:
     centre = (0.5 + 0.08 * signed[1], 0.5 + 0.08 * signed[2])
@@ -243,15 +232,12 @@ def synthesise(
 ) -> Int16[np.ndarray, "n samples"]:
   """Half-second 8 kHz sounds; (seed, index) sets what the attributes leave open.
 
-  Shape is timbre (heart: nearly pure; square: odd partials; ellipse: all partials),
-  size the envelope (small: a pluck; big: held), colour the note, left and right an
-  early and a late note, top and bottom a whistle or a hum beside it, light a bed of
-  noise.
+  See `sprites_sound` for what carries which.
   """
   draws = _uniforms(seed, indices, _VOICE, 12)
   signed = 2 * draws[:5] - 1
-  held_secs, onset_secs, note_hz, cue = score(labels, level)
-  wave = voice(
+  held_secs, onset_secs, note_hz, cue = sound.score(labels, level)
+  wave = sound.voice(
     labels["shape"],
     note_hz=note_hz * (1 + 0.012 * signed[0]),
     held_secs=held_secs * (1 + 0.06 * signed[1]),
@@ -262,59 +248,9 @@ def synthesise(
   wave *= (0.5 * 10 ** (0.1 * signed[3]))[:, None]
   if level >= 5:
     light = np.flatnonzero(labels["background"] == 1)
-    loud = BED * (1 + 0.15 * signed[4, light])
-    wave[light] += loud[:, None] * _noise(seed, indices[light], _HISS, SAMPLES)
+    loud = sound.BED * (1 + 0.15 * signed[4, light])
+    wave[light] += loud[:, None] * _noise(seed, indices[light], _HISS, sound.SAMPLES)
   return np.rint(np.clip(wave, -1, 1) * 32767).astype(np.int16)
-
-
-def score(labels: Mapping[str, np.ndarray], level: int):
-  """(held_secs, onset_secs, note_hz, cue), [n] each, before jitter; see `voice`."""
-  names = names_of(level)
-  n = len(labels["shape"])
-  held_secs = np.full(n, 0.30 if level < 4 else 0.19)
-  if "size" in names:
-    held_secs = held_secs * labels["size"]
-  note_hz = NOTES_HZ[labels["colour"]] if "colour" in names else np.full(n, NOTE_HZ)
-  onset_secs, cue = np.full(n, 0.08), np.full(n, -1)
-  if "quadrant" in names:
-    onset_secs = np.where(labels["quadrant"] % 2, 0.265, 0.045)
-    cue = labels["quadrant"] // 2
-  return held_secs, onset_secs, note_hz, cue
-
-
-def voice(
-  shape, *, note_hz, held_secs, onset_secs, cue, phases
-) -> Float[np.ndarray, "n samples"]:
-  """Notes, float32, peak at most 1.
-
-  Args:
-    shape: int [n], which of `RECIPES`.
-    note_hz: [n], the fundamental.
-    held_secs: [n], length of a held note; 0 for a pluck.
-    onset_secs: [n], when it starts.
-    cue: int [n], which of `CUE_HZ` sounds beside it; -1 for none.
-    phases: [7, n], of the partials and the cue, in turns.
-  """
-  secs = np.arange(SAMPLES, dtype=np.float32)[None] / SAMPLE_RATE_HZ
-  turn = np.float32(2 * np.pi)
-  out = np.zeros((len(shape), SAMPLES), np.float32)
-  for kind, recipe in enumerate(RECIPES):
-    rows = np.flatnonzero(shape == kind)
-    for partial, loudness in enumerate(recipe, start=1):
-      if loudness:
-        hz = _column(partial * note_hz[rows])
-        heard = loudness / sum(recipe) * (hz < HIGHEST_PARTIAL_HZ)
-        phase = _column(turn * phases[partial - 1, rows])
-        out[rows] += heard * np.sin(turn * hz * secs + phase)
-  for which, hz in enumerate(CUE_HZ):
-    rows = np.flatnonzero(cue == which)
-    phase = _column(turn * phases[6, rows])
-    out[rows] = 0.75 * out[rows] + 0.25 * np.sin(turn * np.float32(hz) * secs + phase)
-  since = secs - _column(onset_secs)
-  length = _column(held_secs)
-  pluck = np.minimum(since / 0.004, np.exp(-np.maximum(since, 0) / 0.028))
-  held = np.minimum(np.minimum(since / 0.012, (length - since) / 0.030), 1)
-  return out * np.maximum(np.where(length > 0, held, pluck), 0)
 
 
 def generate(
@@ -323,7 +259,7 @@ def generate(
   """Whole examples: "image" uint8, "wave" int16, "caption" list, "labels" dict."""
   indices = np.asarray(indices)
   images = np.empty((len(indices), size, size, 3), np.uint8)
-  waves = np.empty((len(indices), SAMPLES), np.int16)
+  waves = np.empty((len(indices), sound.SAMPLES), np.int16)
   labels = attributes(seed, indices, level)
   for first in range(0, len(indices), 128):  # blocks that fit a core's cache
     block = slice(first, first + 128)
