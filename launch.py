@@ -48,6 +48,8 @@ def parse(argv: list[str]) -> list[str]:
     rest = FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError) as e:
     raise ValueError(_flag_error(e)) from e
+  if not any(a.lstrip("-").startswith(("verbosity", "v=")) for a in argv):
+    logging.set_verbosity(logging.WARNING)  # orbax and JAX tell much at INFO
   if len(rest) > 1:
     raise ValueError(f"unexpected argument {rest[1]!r}; every option starts with --")
   if FLAGS.workdir is None and not FLAGS.dry_run:
@@ -79,12 +81,11 @@ def run() -> None:
   """Does what the flags say."""
   from mmgen_jax import process
 
-  if FLAGS["verbosity"].using_default_value:
-    logging.set_verbosity(logging.WARNING)  # orbax and JAX tell much at INFO
   if FLAGS.distributed:
     process.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
   elif FLAGS.coordinator or FLAGS.num_processes or FLAGS.process_id is not None:
     raise ValueError("--coordinator and its companions need --distributed")
+  from mmgen_jax import checkpoint
   from mmgen_jax import config as config_lib
   from mmgen_jax.steps import STEPS
 
@@ -95,7 +96,7 @@ def run() -> None:
 
     print(describe.describe(config))
     return
-  workdir = Path(FLAGS.workdir).absolute()
+  workdir = checkpoint.local_directory(FLAGS.workdir)
   data_dir = FLAGS.data_dir or os.environ.get("MMGEN_DATA_DIR") or workdir / "data"
   process.use_compile_cache(workdir)
   if FLAGS.mode == "train":

@@ -8,6 +8,7 @@
 | 71 | another process of the run was lost | start again |
 | 74 | a checkpoint could not be written | make room, start again |
 | 75 | SIGTERM or SIGINT; everything is saved | start again |
+| 130 | a second SIGINT; the last checkpoint is what there is | start again |
 
 "Start again" means the same command: a run goes on from its workdir.
 """
@@ -22,7 +23,9 @@ from pathlib import Path
 # JAX is imported where it is needed: a mistyped flag is told without waiting for it.
 
 BAD_INPUT, NON_FINITE, PEER_LOST, SAVE_FAILED, STOPPED = 2, 70, 71, 74, 75
+INTERRUPTED = 130
 HEARTBEAT_SECS = 20  # a process that is silent for this long counts as dead
+SHUTDOWN_SECS = 24 * 3600
 
 
 def join(
@@ -54,6 +57,8 @@ def join(
       num_processes,
       process_id,
       heartbeat_timeout_seconds=HEARTBEAT_SECS,
+      # At the end the others wait for process 0, which evaluates and writes the report.
+      shutdown_timeout_seconds=SHUTDOWN_SECS,
       cluster_detection_method="deactivate" if all(given) else None,
       local_device_ids=None,
     )
@@ -91,6 +96,9 @@ def exit_with(main: Callable[[], None]) -> None:
   logger.propagate = False
   try:
     main()
+  except KeyboardInterrupt:
+    print("mmgen_jax: interrupted", file=sys.stderr)
+    leave(INTERRUPTED)
   except Exception as e:
     code = exit_code(e)
     if code == 1 or os.environ.get("MMGEN_TRACEBACK"):

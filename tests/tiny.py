@@ -3,6 +3,7 @@
 python tests/tiny.py WORKDIR [steps=40 save=4 pause=0.01 poison=-1 ...]
 """
 
+import os
 import sys
 import time
 
@@ -157,4 +158,6 @@ if __name__ == "__main__":
   sys.path.insert(0, ".")
   from mmgen_jax import process
 
+  if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    process.use_compile_cache("")
   process.exit_with(lambda: main(sys.argv))
