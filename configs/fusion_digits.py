@@ -33,8 +33,10 @@ def get_config(arg=None):
   }
   config.model = common.fusion_model()
   config.model.latent = 24
+  config.model.scales = {"image": 0.25, "audio": 0.3}
   config.loss = common.fusion_loss()
-  config.loss.weights = {"word": 20.0}
+  config.loss.weights = {"word": 50.0}
+  config.loss.cross = 2.0
   config.optim = common.optim(
     3e-3, b2=0.99, warmup_steps=50, decay="cosine", decay_steps=5000
   )
