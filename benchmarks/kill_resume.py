@@ -38,8 +38,9 @@ def work(args) -> None:
   config.train_steps, config.save_steps, config.sample_steps = args.steps, 2, args.steps
   config.data.missing_rate = 0.0 if config.family == "gan" else 0.3
   with config.unlocked():
-    config.data.options |= {"train_examples": 256}
-    config.data.options |= {"validation_examples": 8, "test_examples": 8}
+    config.data.options.update(
+      train_examples=256, validation_examples=8, test_examples=8
+    )
   state = loop.train(config, args.workdir, data_dir=args.data_dir)
   print("digest", checkpoint.digest(state), flush=True)
 
@@ -149,7 +150,9 @@ def main() -> int:
         started = start(args, config, scratch / f"{config}-{again}")
         phases[config] = seconds_of_phases(started)
         _, expected[config] = end(started)
-      print(f"{config}: never killed, digest {(expected[config] or 'NONE')[:12]}")
+      if expected[config] is None:
+        return 1
+      print(f"{config}: never killed, digest {expected[config][:12]}", flush=True)
     equal = 0
     for i in range(args.kills):
       config = CONFIGS[i % len(CONFIGS)]

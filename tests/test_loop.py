@@ -189,8 +189,8 @@ def test_a_damaged_step_costs_steps_not_the_run(tmp_path):
 
 
 def test_nonfinite_stop_keeps_the_last_good_state(tmp_path):
-  with pytest.raises(loop.NonFiniteError, match="update 9: tiny/loss is nan"):
-    run(tmp_path, poison=9)
+  with pytest.raises(loop.NonFiniteError, match="update 11: tiny/loss is nan"):
+    run(tmp_path, poison=11)  # the last before a save
   assert checkpoint.steps(tmp_path / "checkpoints") == [4, 8]
   like = jax.eval_shape(lambda: tiny.Family.init(jax.random.key(0), tiny.config(), {}))
   state, step = checkpoint.load(tmp_path / "checkpoints", like)
