@@ -1,9 +1,11 @@
 """What configs share: defaults, and the argument after the colon. No run of its own."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 
-def defaults(family: str) -> ConfigDict:
+def defaults(family: str) -> Any:
   """Every field that any run has, with values that suit a laptop."""
   return ConfigDict(
     {
@@ -38,7 +40,7 @@ def defaults(family: str) -> ConfigDict:
   )
 
 
-def fusion_model() -> ConfigDict:
+def fusion_model() -> Any:
   """Networks of a fusion run, small enough for a CPU."""
   return ConfigDict(
     {
@@ -53,7 +55,7 @@ def fusion_model() -> ConfigDict:
   )
 
 
-def fusion_loss() -> ConfigDict:
+def fusion_loss() -> Any:
   """Weights of a fusion run; see `mmgen_jax.steps.fusion.make_train_step`."""
   return ConfigDict(
     {
@@ -72,7 +74,7 @@ def fusion_loss() -> ConfigDict:
   )
 
 
-def optim(learning_rate: float, **changes) -> ConfigDict:
+def optim(learning_rate: float, **changes) -> Any:
   """An optimiser's fields: Adam, unless `changes` say otherwise."""
   return ConfigDict(
     {
@@ -92,7 +94,7 @@ def optim(learning_rate: float, **changes) -> ConfigDict:
   )
 
 
-def variant(config: ConfigDict, arg: str | None, **variants) -> ConfigDict:
+def variant(config: Any, arg: str | None, **variants) -> Any:
   """`config`, changed by the comma-separated names in `arg` (each a function of it).
 
   Raises:
@@ -105,7 +107,7 @@ def variant(config: ConfigDict, arg: str | None, **variants) -> ConfigDict:
   return config
 
 
-def smoke(config: ConfigDict) -> None:
+def smoke(config: Any) -> None:
   """Four updates of eight examples, for tests."""
   config.batch_size = 8
   config.train_steps = config.save_steps = config.sample_steps = 4

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -47,7 +48,7 @@ def fingerprint(config: ml_collections.ConfigDict) -> str:
   return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]
 
 
-def validate(config: ml_collections.ConfigDict, family_names) -> None:
+def validate(config: Any, family_names) -> None:
   """Raises ValueError, naming field and value, where the fields do not fit together."""
   if config.family not in family_names:
     raise ValueError(

@@ -25,7 +25,7 @@ AXIS = "data"
 Mode = Literal["jit", "pmap"]
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
   """A one-axis mesh over all devices.
 
   The axis is Auto: JAX's default, Explicit, raises in `nn.Embed` and in products of a

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
   """All that training changes, and so all that a checkpoint holds.
 
   Attributes:

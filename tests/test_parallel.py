@@ -25,9 +25,11 @@ def updates(family, devices, mode="jit", scan=False, n=3, **changes):
 
 def close(a, b, rtol=1e-5):
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    # What float32 can say of sums of that size, beside the relative bound.
+    # Beside the relative bound, what float32 can say of sums of that size, and of
+    # weights near 0.1: a bias that a normalisation or a softmax takes out again starts
+    # at zero and has no gradient but rounding.
     scale = np.abs(x).max() if np.size(x) else 0.0
-    np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * scale)
+    np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * scale + 1e-8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -33,9 +33,9 @@ class Generator(nn.Module):
       z = jnp.concatenate([z, Embed(self.classes, z.shape[-1])(label)], axis=-1)
     shape = self.modality.shape
     channels = shape[2] if self.modality.kind == "image" else 1
-    grid = ConvDecoder(shape[:2], channels, self.width, self.blocks, dtype=self.dtype)(
-      z
-    )
+    grid = ConvDecoder(
+      (shape[0], shape[1]), channels, self.width, self.blocks, dtype=self.dtype
+    )(z)
     return jnp.tanh(grid).reshape(len(z), *shape)
 
 

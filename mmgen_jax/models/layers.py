@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -43,7 +44,12 @@ Embed = partial(nn.Embed, embedding_init=embed_init)
 
 def init_params(module: nn.Module, key: Key[Array, ""], *shapes) -> dict:
   """A module's parameters, with no forward pass: `shapes` are ShapeDtypeStructs."""
-  return module.lazy_init(key, *shapes).get("params", {})
+  return dict(module.lazy_init(key, *shapes).get("params", {}))  # type: ignore[arg-type]
+
+
+def apply(module: nn.Module, params, *args, method: str | None = None) -> Any:
+  """What a module, or one of its methods, makes of its arguments."""
+  return module.apply({"params": params}, *args, method=method)
 
 
 def space_to_depth(x: Float[Array, "b h w c"], factor: int) -> Array:

@@ -72,7 +72,11 @@ class Decoder(nn.Module):
       return TextDecoder(shape[0], self.outputs, self.width, self.blocks, self.dtype)(z)
     channels = shape[2] if self.modality.kind == "image" else 1
     grid = ConvDecoder(
-      shape[:2], channels * self.outputs, self.width, self.blocks, dtype=self.dtype
+      (shape[0], shape[1]),
+      channels * self.outputs,
+      self.width,
+      self.blocks,
+      dtype=self.dtype,
     )(z)
     return grid.reshape(len(z), *shape, self.outputs)
 
@@ -141,8 +145,8 @@ class MultimodalVAE(nn.Module):
     self, z: Float[Array, "b z"], names: Sequence[str] | None = None
   ) -> dict[str, Array]:
     """The likelihood parameters of every modality, or of those in `names`."""
-    names = self.modalities if names is None else names
-    return {name: self.decoders[name](z) for name in sorted(names)}
+    wanted = sorted(self.modalities if names is None else names)
+    return {name: self.decoders[name](z) for name in wanted}
 
   def __call__(self, batch: Mapping[str, Array]):
     """Touches every parameter once: for `init`."""

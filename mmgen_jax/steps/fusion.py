@@ -8,6 +8,7 @@ what the decoders make of z from the prior and from a subset of the modalities.
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from mmgen_jax.losses import (
 )
 from mmgen_jax.models import prior as prior_lib
 from mmgen_jax.models.gan import Discriminators
-from mmgen_jax.models.layers import init_params
+from mmgen_jax.models.layers import apply, init_params
 from mmgen_jax.models.multimodal import MultimodalVAE
 from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
@@ -74,7 +75,7 @@ def init(key: Array, config, modalities: Modalities) -> State:
   vae, disc = build(config, modalities)
   example = example_shapes(modalities)
   keys = jax.random.split(key, 3)
-  params = {
+  params: dict[str, Any] = {
     "vae": init_params(vae, keys[0], example),
     "discriminator": init_params(disc, keys[1], example),
   }
@@ -112,35 +113,35 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     subset's posterior for the others.
     """
     k = jax.vmap(lambda key: jax.random.split(key, 5))(keys)
-    apply = lambda *args, method: vae.apply({"params": params}, *args, method=method)
-    means, logvars = apply(augment(k[:, 4], values), method="encode")
+    net = partial(apply, vae, params)
+    means, logvars = net(augment(k[:, 4], values), method="encode")
     full = fuse.product_of_experts(means, logvars, mask)
     part, _ = fuse.mixture_of_products(k[:, 0], means, logvars, mask)
     q = full if loss.posterior == "poe" else part
     z = fuse.sample_gaussian(k[:, 1], q)
-    outputs = apply(z, method="decode")
+    outputs = net(z, method="decode")
     logps = reconstruction(outputs, values, mask)
     kl = gaussian_log_prob(z, *q) - prior_lib.log_prob(prior, z)
     terms = {f"logp_{name}": logp for name, logp in logps.items()}
     terms |= {"kl": kl, "elbo": sum(logps.values()) - kl}
     terms["alignment"] = gaussian_kl(*full, *part)
     z_part = fuse.sample_gaussian(k[:, 2], part)
-    cross = reconstruction(apply(z_part, plain, method="decode"), values, mask)
+    cross = reconstruction(net(z_part, plain, method="decode"), values, mask)
     terms["cross"] = sum(cross.values(), jnp.zeros(len(keys)))
     if not loss.adversarial:
       return terms, z, {}
     even = jnp.arange(len(keys))[:, None] % 2 == 0
     z_fake = jnp.where(even, prior_lib.sample(prior, k[:, 3]), z_part)
-    return terms, z, modes(apply(z_fake, loss.adversarial, method="decode"))
+    return terms, z, modes(net(z_fake, loss.adversarial, method="decode"))
 
   def fool(disc_params, fakes):
     """What the decoders descend to look real, [b]."""
-    logits = disc.apply({"params": disc_params}, fakes)
-    return sum(adversarial.generator(x) for x in logits.values())
+    logits = apply(disc, disc_params, fakes)
+    return sum((adversarial.generator(x) for x in logits.values()), jnp.zeros(()))
 
   def vae_loss(params, disc_params, prior, values, mask, keys):
     terms, z, fakes = elbo_terms(params, prior, values, mask, keys)
-    total = -sum(v for k, v in terms.items() if k.startswith("logp_"))
+    total = -sum((v for k, v in terms.items() if k[:5] == "logp_"), jnp.zeros(()))
     total += loss.beta * terms["kl"] + loss.alignment * terms["alignment"]
     total -= loss.cross * terms["cross"]
     total = total.mean()
@@ -154,7 +155,7 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     """Mean over examples; an example counts for the modalities that it has."""
     total, metrics = jnp.zeros(()), {}
     part = partial(one_in, loss.r1_fraction)  # for R1: the same in expectation
-    logits = lambda values: disc.apply({"params": disc_params}, values)
+    logits = lambda values: apply(disc, disc_params, values)
     real, fake = logits(values), logits(fakes)
     for name in loss.adversarial:
       has = mask[names.index(name)].astype(jnp.float32)
@@ -237,12 +238,11 @@ def make_eval_step(config, modalities: Modalities) -> Callable:
   def eval_step(params, batch, key):
     values, mask = blank_missing(batch, modalities)
     keys = example_keys(key, mask.shape[1], None)
-    apply = lambda *args, method: vae.apply(
-      {"params": params["vae"]}, *args, method=method
-    )
-    q = fuse.product_of_experts(*apply(values, method="encode"), mask)
+    net = partial(apply, vae, params["vae"])
+    means, logvars = net(values, method="encode")
+    q = fuse.product_of_experts(means, logvars, mask)
     z = fuse.sample_gaussian(keys, q)
-    outputs = apply(z, method="decode")
+    outputs = net(z, method="decode")
     terms = {}
     for i, name in enumerate(names):
       logp = vae.likelihood(name).log_prob(outputs[name], values[name])
@@ -272,14 +272,13 @@ def make_generate(config, modalities: Modalities) -> Callable:
     values, mask = blank_missing(batch, modalities)
     mask &= given[:, None]
     keys = jax.vmap(jax.random.split)(example_keys(key, mask.shape[1], None))
-    apply = lambda *args, method: vae.apply(
-      {"params": params["vae"]}, *args, method=method
-    )
-    q = fuse.product_of_experts(*apply(values, method="encode"), mask)
+    net = partial(apply, vae, params["vae"])
+    means, logvars = net(values, method="encode")
+    q = fuse.product_of_experts(means, logvars, mask)
     z = fuse.sample_gaussian(keys[:, 0], q)
     prior = prior_lib.sample(params["prior"], keys[:, 1])
     z = jnp.where(mask.any(0)[:, None], z, prior)
-    outputs = apply(z, method="decode")
+    outputs = net(z, method="decode")
     return {name: vae.likelihood(name).mode(x) for name, x in outputs.items()}
 
   return generate

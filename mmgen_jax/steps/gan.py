@@ -10,7 +10,7 @@ from jaxtyping import Array
 from mmgen_jax.data.modality import Modality
 from mmgen_jax.losses import gradient_penalty, make_adversarial
 from mmgen_jax.models.gan import Discriminator, Generator
-from mmgen_jax.models.layers import init_params
+from mmgen_jax.models.layers import apply, init_params
 from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
 from mmgen_jax.state import State, new_state
@@ -92,13 +92,13 @@ def make_train_step(config, modalities: Modalities) -> Callable:
 
   def generator_loss(params, disc_params, label, keys):
     z = jax.vmap(lambda key: jax.random.normal(key, (config.model.latent,)))(keys)
-    fake = gen.apply({"params": params}, z, label)
-    logits = disc.apply({"params": disc_params}, fake, label)
+    fake = apply(gen, params, z, label)
+    logits = apply(disc, disc_params, fake, label)
     value = adversarial.generator(logits).mean()
     return value, ({"gan/g_loss": value, "gan/logits_fake": logits.mean()}, fake)
 
   def discriminator_loss(params, real, fake, label, has):
-    logits = lambda x, label: disc.apply({"params": params}, x, label)
+    logits = lambda x, label: apply(disc, params, x, label)
     part = partial(one_in, loss.r1_fraction)  # the same in expectation, and cheaper
     on_real = logits(real, label)
     d = adversarial.discriminator(on_real, logits(fake, label))
@@ -150,6 +150,6 @@ def make_generate(config, modalities: Modalities) -> Callable:
     keys = example_keys(key, len(batch["index"]), None)
     z = jax.vmap(lambda key: jax.random.normal(key, (config.model.latent,)))(keys)
     label = _labels(config, batch, len(keys))
-    return {config.model.modality: gen.apply({"params": params["generator"]}, z, label)}
+    return {config.model.modality: apply(gen, params["generator"], z, label)}
 
   return generate

@@ -1,6 +1,7 @@
 """The VAE step: one modality, the negative ELBO with a weight on its KL term."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jaxtyping import Array
 from mmgen_jax.data.modality import Modality
 from mmgen_jax.fusion.model import sample_gaussian
 from mmgen_jax.losses import gaussian_kl
-from mmgen_jax.models.layers import init_params
+from mmgen_jax.models.layers import apply, init_params
 from mmgen_jax.models.multimodal import MultimodalVAE
 from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
@@ -50,12 +51,12 @@ def _make_terms(config, modalities: Modalities) -> Callable:
 
   def terms(params, batch, keys):
     """One-sample log p(x | z), KL(q || p) and ELBO in nats, 0 where x is missing."""
-    apply = lambda *args, method: vae.apply({"params": params}, *args, method=method)
+    net = partial(apply, vae, params)
     values, mask = blank_missing(batch, vae.modalities)
-    means, logvars = apply(values, method="encode")
+    means, logvars = net(values, method="encode")
     q = means[0], logvars[0]
     z = sample_gaussian(keys, q)
-    logp = vae.likelihood(name).log_prob(apply(z, method="decode")[name], values[name])
+    logp = vae.likelihood(name).log_prob(net(z, method="decode")[name], values[name])
     kl = gaussian_kl(*q)
     keep = lambda x: jnp.where(mask[0], x, 0.0)
     return {"logp": keep(logp), "kl": keep(kl), "elbo": keep(logp - kl)}
@@ -118,15 +119,13 @@ def make_generate(config, modalities: Modalities) -> Callable:
   place = sorted(modalities).index(name)
 
   def generate(params, batch, given, key):
-    apply = lambda *args, method: vae.apply(
-      {"params": params["vae"]}, *args, method=method
-    )
+    net = partial(apply, vae, params["vae"])
     values, mask = blank_missing(batch, vae.modalities)
     keys = jax.vmap(jax.random.split)(example_keys(key, mask.shape[1], None))
-    means, logvars = apply(values, method="encode")
+    means, logvars = net(values, method="encode")
     z = sample_gaussian(keys[:, 0], (means[0], logvars[0]))
     prior = jax.vmap(lambda k: jax.random.normal(k, z.shape[1:]))(keys[:, 1])
     z = jnp.where((mask[0] & given[place])[:, None], z, prior)
-    return {name: vae.likelihood(name).mode(apply(z, method="decode")[name])}
+    return {name: vae.likelihood(name).mode(net(z, method="decode")[name])}
 
   return generate
