@@ -49,11 +49,10 @@ def names_of(level: int) -> tuple[str, ...]:
 def _words(seed: int, indices: np.ndarray, stream: int, count: int) -> np.ndarray:
   """Raw random words, uint64 [n, count]; row i depends on (seed, indices[i]) alone."""
   bits = np.random.Philox(key=seed)
-  state = bits.state
+  state = bits.state  # of a new generator: nothing is buffered
   out = np.empty((len(indices), count), np.uint64)
   for row, index in zip(out, np.asarray(indices).tolist(), strict=True):
     state["state"]["counter"] = np.array([0, index, stream, 0], np.uint64)
-    state["buffer_pos"] = 4  # drop what is buffered
     bits.state = state
     row[:] = bits.random_raw(count)
   return out
