@@ -35,7 +35,7 @@ def tiny(family, **changes):
     cross=1.0,
     prior_rate=0.1,
     weights={"word": 5.0},
-    adversarial=("image", "sound"),
+    adversarial=("image",),
     adversarial_weight=1.0,
     gan="non_saturating",
     r1_gamma=1.0,
