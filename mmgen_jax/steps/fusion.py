@@ -109,10 +109,10 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   def elbo_terms(params, prior, values, mask, keys):
     """Everything that one pass gives: terms {name: [b]}, z, and the generated values.
 
-    Generated: decoded from the prior for every second example, and from a random
+    Generated: decoded from the prior for one example in two, at random, and from a random
     subset's posterior for the others.
     """
-    k = jax.vmap(lambda key: jax.random.split(key, 5))(keys)
+    k = jax.vmap(lambda key: jax.random.split(key, 6))(keys)
     net = partial(apply, vae, params)
     means, logvars = net(augment(k[:, 4], values), method="encode")
     full = fuse.product_of_experts(means, logvars, mask)
@@ -130,8 +130,9 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     terms["cross"] = sum(cross.values(), jnp.zeros(len(keys)))
     if not loss.adversarial:
       return terms, z, {}
-    even = jnp.arange(len(keys))[:, None] % 2 == 0
-    z_fake = jnp.where(even, prior_lib.sample(prior, k[:, 3]), z_part)
+    # By the example's key, not its place: microbatches cut the batch differently.
+    from_prior = jax.vmap(jax.random.bernoulli)(k[:, 5])[:, None]
+    z_fake = jnp.where(from_prior, prior_lib.sample(prior, k[:, 3]), z_part)
     return terms, z, modes(net(z_fake, loss.adversarial, method="decode"))
 
   def fool(disc_params, fakes):
