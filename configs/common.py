@@ -44,7 +44,8 @@ def fusion_model() -> Any:
   """Networks of a fusion run, small enough for a CPU."""
   return ConfigDict(
     {
-      "latent": 16,
+      "latent": 16,  # shared by all modalities
+      "private": {"image": 0, "audio": 0, "text": 0},  # besides, of each alone
       "widths": {"image": 32, "audio": 24, "text": 64},  # channels; embedding size
       "features": 128,  # last hidden layer of every encoder
       "blocks": 1,  # residual blocks per resolution, transformer blocks
@@ -65,10 +66,10 @@ def fusion_loss() -> Any:
       "cross": 1.0,
       "weights": {},  # of log p(x_m | z), by modality name; 1 where not given
       "adversarial": ("image",),  # modalities that have a discriminator
-      "adversarial_weight": 20.0,
+      "adversarial_weight": 40.0,
       "gan": "non_saturating",  # or "hinge"
       "prior_rate": 0.005,  # of the prior's EM, per update
-      "r1_gamma": 1.0,
+      "r1_gamma": 0.2,
       "r1_fraction": 4,  # R1 on one example in so many
     }
   )

@@ -37,6 +37,8 @@ def get_config(arg=None):
   config.loss = common.fusion_loss()
   config.loss.weights = {"word": 50.0}
   config.loss.cross = 2.0
+  config.loss.adversarial_weight = 20.0
+  config.loss.r1_gamma = 1.0
   config.optim = common.optim(
     3e-3, b2=0.99, warmup_steps=50, decay="cosine", decay_steps=5000
   )

@@ -27,6 +27,38 @@ def test_log_prob_is_scipys_mixture():
   np.testing.assert_allclose(jnp.exp(prior.log_prob(p, z)), want[:, 0], rtol=1e-5)
 
 
+def test_the_posterior_is_the_prior_times_the_experts():
+  p = prior.Mixture(
+    jnp.array([0.25, 0.75]),
+    jnp.array([[0.25], [-1.5]]),  # means 1, -2
+    jnp.array([[0.25 * 1.5], [0.75 * 6.0]]),  # variances 0.5, 2
+  )
+  means = jnp.array([[[0.3]], [[-1.0]], [[jnp.nan]]])  # [m b z]
+  logvars = jnp.array([[[0.2]], [[-0.7]], [[0.0]]])
+  mask = jnp.array([[True], [True], [False]])
+  z = np.linspace(-9, 9, 20001)
+  want = 0.25 * stats.norm(1, 0.5**0.5).pdf(z) + 0.75 * stats.norm(-2, 2**0.5).pdf(z)
+  for mean, logvar in ((0.3, 0.2), (-1.0, -0.7)):
+    want *= stats.norm(mean, np.exp(logvar / 2)).pdf(z)
+  want /= np.trapezoid(want, z)
+  q = prior.posterior(p, means, logvars, mask)
+  grid = jnp.asarray(z[::1000, None])
+  got = prior.log_prob_mixture(jax.tree.map(lambda x: x.repeat(len(grid), 0), q), grid)
+  np.testing.assert_allclose(jnp.exp(got), want[::1000], rtol=1e-4, atol=1e-9)
+  many = jax.tree.map(lambda x: x.repeat(4000, 0), q)
+  drawn = prior.sample_mixture(jax.random.split(jax.random.key(0), 4000), many)
+  cdf = np.cumsum(want) * (z[1] - z[0])
+  uniform = np.interp(np.asarray(drawn)[:, 0], z, cdf)
+  assert stats.kstest(uniform, "uniform").pvalue > 1e-3
+  # What says nothing changes nothing: no expert, or one of infinite variance.
+  means = means.at[2].set(0.0)
+  for none in ((logvars, mask & False), (jnp.full_like(logvars, jnp.inf), mask)):
+    q = prior.posterior(p, means, *none)
+    same = jax.tree.map(lambda x: x.repeat(len(grid), 0), q)
+    got = prior.log_prob_mixture(same, grid)
+    np.testing.assert_allclose(got, prior.log_prob(p, grid), rtol=1e-5)
+
+
 def test_a_full_em_step_never_lowers_the_likelihood(monkeypatch):
   monkeypatch.setattr(prior, "DEAD", 0.0)  # moving a dead component may
   z = jax.random.normal(jax.random.key(0), (500, 2)) * jnp.array([1.0, 0.3])

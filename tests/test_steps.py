@@ -49,6 +49,18 @@ def test_masked_is_absent_even_where_it_is_nan(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_gives_the_types_it_takes(family):
+  # Else it is compiled twice: weak types count.
+  config, modalities, inputs = tiny(family)
+  state = STEPS[family].init(jax.random.key(0), config, modalities)
+  step = STEPS[family].make_train_step(config, modalities)
+  after, _ = jax.eval_shape(step, state, first(inputs), jax.random.key(1))
+  kind = lambda x: (x.shape, x.dtype, jax.typeof(x).weak_type)
+  weak = lambda x: (x.shape, x.dtype, x.weak_type)
+  assert jax.tree.map(kind, state) == jax.tree.map(weak, after)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_moves_within_three_updates(family):
   config, modalities, inputs = tiny(family)
   config.optim = config.disc_optim = common.optim(1e-2)  # Adam: any gradient moves
@@ -82,11 +94,11 @@ def test_both_posteriors_learn_to_reconstruct(posterior):
   state = fusion.init(jax.random.key(0), config, modalities)
   step = jax.jit(fusion.make_train_step(config, modalities))
   batch = first(inputs)
-  losses = []
+  nats = []  # below zero; "mopoe" draws subsets, often without the word itself
   for _ in range(150):
     state, metrics = step(state, batch, jax.random.key(1))
-    losses.append(float(metrics["fusion/logp_word"]))
-  assert losses[-1] > 0.3 * losses[0]  # nats below zero
+    nats.append(float(metrics["fusion/logp_word"]))
+  assert np.mean(nats[-30:]) > 0.3 * np.mean(nats[:5])
 
 
 def test_generation_depends_only_on_what_is_given():

@@ -23,6 +23,7 @@ def tiny(family, **changes):
     features=8,
     blocks=1,
     prior_components=3,
+    private={"image": 2, "audio": 1},
     scales={"image": 1.0, "audio": 1.0},
     modality="image",
     classes=3,

@@ -13,6 +13,22 @@ from jaxtyping import Array, Bool, Float, Key
 Gaussian = tuple[Float[Array, "b z"], Float[Array, "b z"]]
 
 
+def pool(
+  means: Float[Array, "m b z"], logvars: Float[Array, "m b z"], mask: Bool[Array, "m b"]
+) -> tuple[Float[Array, "b z"], Float[Array, "b z"]]:
+  """sum_m T_m and sum_m T_m mu_m over the experts that `mask` keeps, T_m = exp -logvar.
+
+  An expert with an infinite log-variance says nothing.
+  """
+  keep = mask[..., None]
+  # Values are replaced before and after exp, so that masked NaN or inf leaves no trace
+  # in the gradient either.
+  means = jnp.where(keep, means, 0.0).astype(jnp.float32)
+  logvars = jnp.where(keep, logvars, 0.0).astype(jnp.float32)
+  precision = jnp.where(keep, jnp.exp(-logvars), 0.0)
+  return precision.sum(0), (precision * means).sum(0)
+
+
 def product_of_experts(
   means: Float[Array, "m b z"],
   logvars: Float[Array, "m b z"],
@@ -26,19 +42,13 @@ def product_of_experts(
   of a N(0, 1 / t_0) prior expert. Wu and Goodman, "Multimodal Generative Models for
   Scalable Weakly-Supervised Learning", 2018, eq. 3, https://arxiv.org/abs/1802.05335.
 
-  With no expert kept the product is the prior expert (and with `prior_precision=0`,
-  where that is not defined, N(0, I)).
+  Where no expert says anything the product is the prior expert (and with
+  `prior_precision=0`, where that is not defined, N(0, I)).
   """
-  keep = mask[..., None]
-  # Values are replaced before and after exp, so that masked NaN or inf leaves no trace
-  # in the gradient either.
-  means = jnp.where(keep, means, 0.0).astype(jnp.float32)
-  logvars = jnp.where(keep, logvars, 0.0).astype(jnp.float32)
-  precision = jnp.where(keep, jnp.exp(-logvars), 0.0)
-  total = precision.sum(0) + prior_precision
-  if prior_precision == 0.0:
-    total = jnp.where(mask.any(0)[:, None], total, 1.0)
-  return (precision * means).sum(0) / total, -jnp.log(total)
+  precision, weighted = pool(means, logvars, mask)
+  total = precision + prior_precision
+  total = jnp.where(total > 0, total, 1.0)
+  return weighted / total, -jnp.log(total)
 
 
 def all_subsets(m: int) -> Bool[Array, "k m"]:

@@ -25,10 +25,19 @@ _IMAGE = Recipe()
 _SOUND = Recipe(
   shift=(3.0, 3.0), scale=(0.2, 0.1), gain=0.15, tilt=0.2, noise=0.1, erase=6
 )
+_QUICK = Recipe(
+  steps=400,
+  batch_size=32,
+  learning_rate=5e-3,
+  width=16,
+  dropout=0.1,
+  shift=(1.0, 1.0),
+  scale=(0.05, 0.05),
+)
 _DEFAULT = {"image": _IMAGE, "audio": _SOUND}
 RECIPES = {  # (data set, kind), where the default would be too little or too much
-  ("sprites", "image"): dataclasses.replace(_IMAGE, steps=120),
-  ("sprites", "audio"): Recipe(steps=120, shift=(1.0, 1.0), scale=(0.05, 0.0)),
+  ("sprites", "image"): _QUICK,
+  ("sprites", "audio"): dataclasses.replace(_QUICK, steps=120),
   ("digits", "image"): dataclasses.replace(_IMAGE, steps=1500),
   ("digits", "audio"): dataclasses.replace(_SOUND, steps=900, width=48, dropout=0.4),
 }

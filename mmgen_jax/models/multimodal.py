@@ -1,9 +1,14 @@
-"""The multimodal VAE: one encoder and one decoder per modality, one latent for all."""
+"""The multimodal VAE: one encoder and one decoder per modality, and a latent.
+
+Part of the latent is shared by all modalities; the rest is private to one each.
+"""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -86,7 +91,13 @@ class MultimodalVAE(nn.Module):
 
   Attributes:
     modalities: by name.
-    latent: size of z.
+    latent: size of what modalities share of z.
+    private: size of what each has of its own besides, by modality kind. z is the shared
+      part, then the private ones in sorted order of names. An expert says nothing of
+      the private parts of others, and no decoder sees them: else experts that are sure
+      of the little that they know leave no room for what only a picture shows
+      (shared and private latents: Palumbo, Daunhawer and Vogt, "MMVAE+", 2023,
+      https://openreview.net/forum?id=sdQGxouELX).
     widths: channels (grids) or embedding size (text), by modality kind.
     features: size of every encoder's last hidden layer.
     blocks: blocks per resolution (grids) or in all (text).
@@ -100,14 +111,27 @@ class MultimodalVAE(nn.Module):
   features: int
   blocks: int
   scales: Mapping[str, float]
+  private: Mapping[str, int] = FrozenDict()
   dtype: DTypeLike = jnp.float32
+
+  def own(self, name: str) -> slice:
+    """Where z holds what is private to a modality."""
+    sizes = {n: self.private.get(m.kind, 0) for n, m in sorted(self.modalities.items())}
+    start = self.latent + sum(size for n, size in sizes.items() if n < name)
+    return slice(start, start + sizes[name])
+
+  @property
+  def size(self) -> int:
+    """Of z: what is shared, and all that is private."""
+    return max(self.own(name).stop for name in self.modalities)
 
   def setup(self):
     names = sorted(self.modalities)
+    sizes = {n: self.latent + self.own(n).stop - self.own(n).start for n in names}
     self.encoders = {
       name: Encoder(
         self.modalities[name],
-        self.latent,
+        sizes[name],
         self.widths[self.modalities[name].kind],
         self.features,
         self.blocks,
@@ -137,16 +161,28 @@ class MultimodalVAE(nn.Module):
     A modality that `batch` does not hold cannot be encoded: all must be there, those
     that are missing with any content, to be masked by the posterior.
     """
-    experts = [self.encoders[name](batch[name]) for name in sorted(self.modalities)]
-    means, logvars = zip(*experts, strict=True)
+    means, logvars = [], []
+    for name in sorted(self.modalities):
+      mean, logvar = self.encoders[name](batch[name])
+      means.append(self._place(name, mean, 0.0))
+      logvars.append(self._place(name, logvar, jnp.inf))
     return jnp.stack(means), jnp.stack(logvars)
+
+  def _place(self, name: str, x: Array, fill: float) -> Float[Array, "b z"]:
+    """What is shared and private to a modality where it belongs in z, else `fill`."""
+    own, of = self.own(name), partial(jnp.full, fill_value=fill, dtype=x.dtype)
+    shared, private = x[:, : self.latent], x[:, self.latent :]
+    before, after = own.start - self.latent, self.size - own.stop
+    parts = [shared, of((len(x), before)), private, of((len(x), after))]
+    return jnp.concatenate(parts, axis=1)
 
   def decode(
     self, z: Float[Array, "b z"], names: Sequence[str] | None = None
   ) -> dict[str, Array]:
     """The likelihood parameters of every modality, or of those in `names`."""
     wanted = sorted(self.modalities if names is None else names)
-    return {name: self.decoders[name](z) for name in wanted}
+    seen = lambda name: jnp.concatenate([z[:, : self.latent], z[:, self.own(name)]], 1)
+    return {name: self.decoders[name](seen(name)) for name in wanted}
 
   def __call__(self, batch: Mapping[str, Array]):
     """Touches every parameter once: for `init`."""

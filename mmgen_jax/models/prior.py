@@ -10,11 +10,14 @@ https://arxiv.org/abs/0712.4273) keeps a mixture close to it, where gradients le
 components unused.
 """
 
+from typing import NamedTuple
+
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
+from mmgen_jax.fusion.model import pool
 from mmgen_jax.losses import gaussian_log_prob
 
 MIN_VARIANCE = 1e-2  # of a component: sets the scale of z, which a mixture leaves free
@@ -35,7 +38,7 @@ def init_mixture(key: Key[Array, ""], components: int, latent: int) -> Mixture:
 
   Broad and overlapping: components that start apart never share what there is.
   """
-  weight = jnp.full((components, 1), 1.0 / components)
+  weight = jnp.full((components, 1), 1.0 / components, jnp.float32)
   means = jnp.zeros((components, latent))
   if components > 1:
     means = 0.3 * jax.random.normal(key, means.shape)
@@ -71,6 +74,55 @@ def sample(p: Mixture, keys: Key[Array, "b"]) -> Float[Array, "b z"]:
     return means[k] + jnp.sqrt(variances[k]) * jax.random.normal(noise, means[k].shape)
 
   return jax.vmap(one)(keys)
+
+
+class GaussianMixture(NamedTuple):
+  """A mixture of diagonal Gaussians per example."""
+
+  logits: Float[Array, "b k"]
+  means: Float[Array, "b k z"]
+  variances: Float[Array, "b k z"]
+
+
+def posterior(
+  p: Mixture,
+  means: Float[Array, "m b z"],
+  logvars: Float[Array, "m b z"],
+  mask: Bool[Array, "m b"],
+) -> GaussianMixture:
+  """p(z) times the experts that `mask` keeps: the prior as a mixture, sharpened.
+
+  A component times Gaussian experts is Gaussian, weighted by what it and the experts
+  have in common; with no expert kept the product is the prior. Where experts leave z
+  open, a N(0, I) in the place of p(z) would draw from between the clusters.
+  """
+  logw, mu, var = _parameters(p)
+  precision, weighted = (x[:, None] for x in pool(means, logvars, mask))  # [b 1 z]
+  mean = weighted / jnp.where(precision > 0, precision, 1.0)
+  shrink = 1.0 / (1.0 + precision * var)  # [b k z]
+  overlap = jnp.log(shrink) - precision * shrink * (mean - mu) ** 2
+  return GaussianMixture(
+    logw + 0.5 * overlap.sum(-1),
+    mu + (1.0 - shrink) * (mean - mu),
+    var * shrink,
+  )
+
+
+def log_prob_mixture(q: GaussianMixture, z: Float[Array, "b z"]) -> Float[Array, "b"]:
+  """Log q(z) in nats."""
+  terms = gaussian_log_prob(z[:, None], q.means, jnp.log(q.variances))
+  return jax.nn.logsumexp(jax.nn.log_softmax(q.logits) + terms, axis=-1)
+
+
+def sample_mixture(keys: Key[Array, "b"], q: GaussianMixture) -> Float[Array, "b z"]:
+  """One z per example; its gradient is that of the component it came from."""
+
+  def one(key, logits, means, variances):
+    pick, noise = jax.random.split(key)
+    k = jax.random.categorical(pick, logits)
+    return means[k] + jnp.sqrt(variances[k]) * jax.random.normal(noise, means[k].shape)
+
+  return jax.vmap(one)(keys, *q)
 
 
 def expectation(p: Mixture, z: Float[Array, "b z"]) -> Mixture:

@@ -17,8 +17,6 @@ from jaxtyping import Array
 from mmgen_jax.data.modality import Modality
 from mmgen_jax.fusion import model as fuse
 from mmgen_jax.losses import (
-  gaussian_kl,
-  gaussian_log_prob,
   gradient_penalty,
   make_adversarial,
 )
@@ -29,7 +27,14 @@ from mmgen_jax.models.multimodal import MultimodalVAE
 from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
 from mmgen_jax.state import State, new_state
-from mmgen_jax.steps.inputs import blank_missing, example_shapes, make_augment, one_in
+from mmgen_jax.steps.inputs import (
+  blank_missing,
+  example_shapes,
+  make_augment,
+  one_in,
+  pair,
+  unpair,
+)
 
 Modalities = Mapping[str, Modality]
 
@@ -59,6 +64,7 @@ def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators
     m.features,
     m.blocks,
     m.scales.to_dict(),
+    m.private.to_dict(),
     dtype,
   )
   judged = {name: modalities[name] for name in config.loss.adversarial}
@@ -80,8 +86,8 @@ def init(key: Array, config, modalities: Modalities) -> State:
     "discriminator": init_params(disc, keys[1], example),
   }
   opt_state = init_optimizers(_optimizers(config), params)
-  m = config.model
-  params["prior"] = prior_lib.init_mixture(keys[2], m.prior_components, m.latent)
+  components = config.model.prior_components
+  params["prior"] = prior_lib.init_mixture(keys[2], components, vae.size)
   ema = {name: jax.tree.map(jnp.copy, params[name]) for name in ("vae", "prior")}
   return new_state(params, opt_state, ema)
 
@@ -115,25 +121,27 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     k = jax.vmap(lambda key: jax.random.split(key, 6))(keys)
     net = partial(apply, vae, params)
     means, logvars = net(augment(k[:, 4], values), method="encode")
-    full = fuse.product_of_experts(means, logvars, mask)
-    part, _ = fuse.mixture_of_products(k[:, 0], means, logvars, mask)
-    q = full if loss.posterior == "poe" else part
-    z = fuse.sample_gaussian(k[:, 1], q)
-    outputs = net(z, method="decode")
-    logps = reconstruction(outputs, values, mask)
-    kl = gaussian_log_prob(z, *q) - prior_lib.log_prob(prior, z)
-    terms = {f"logp_{name}": logp for name, logp in logps.items()}
-    terms |= {"kl": kl, "elbo": sum(logps.values()) - kl}
-    terms["alignment"] = gaussian_kl(*full, *part)
-    z_part = fuse.sample_gaussian(k[:, 2], part)
-    cross = reconstruction(net(z_part, plain, method="decode"), values, mask)
-    terms["cross"] = sum(cross.values(), jnp.zeros(len(keys)))
-    if not loss.adversarial:
-      return terms, z, {}
+    given = partial(prior_lib.posterior, prior, means, logvars)
+    full, part = given(mask), given(fuse.random_subset(k[:, 0], mask))
+    z_full = prior_lib.sample_mixture(k[:, 1], full)
+    z_part = prior_lib.sample_mixture(k[:, 2], part)
+    q, z = (full, z_full) if loss.posterior == "poe" else (part, z_part)
     # By the example's key, not its place: microbatches cut the batch differently.
     from_prior = jax.vmap(jax.random.bernoulli)(k[:, 5])[:, None]
     z_fake = jnp.where(from_prior, prior_lib.sample(prior, k[:, 3]), z_part)
-    return terms, z, modes(net(z_fake, loss.adversarial, method="decode"))
+    both = net(pair(z, z_part), plain, method="decode")
+    both |= net(pair(z, z_fake), loss.adversarial, method="decode")
+    outputs, others = unpair(both)
+    logps = reconstruction(outputs, values, mask)
+    kl = prior_lib.log_prob_mixture(q, z) - prior_lib.log_prob(prior, z)
+    terms = {f"logp_{name}": logp for name, logp in logps.items()}
+    terms |= {"kl": kl, "elbo": sum(logps.values()) - kl}
+    target, at = jax.lax.stop_gradient((full, z_full))
+    logq = partial(prior_lib.log_prob_mixture, z=at)
+    terms["alignment"] = logq(target) - logq(part)
+    cross = reconstruction({name: others[name] for name in plain}, values, mask)
+    terms["cross"] = sum(cross.values(), jnp.zeros(len(keys)))
+    return terms, z, modes(others)
 
   def fool(disc_params, fakes):
     """What the decoders descend to look real, [b]."""
@@ -157,7 +165,9 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     total, metrics = jnp.zeros(()), {}
     part = partial(one_in, loss.r1_fraction)  # for R1: the same in expectation
     logits = lambda values: apply(disc, disc_params, values)
-    real, fake = logits(values), logits(fakes)
+    real, fake = unpair(
+      logits(jax.tree.map(pair, {m: values[m] for m in fakes}, fakes))
+    )
     for name in loss.adversarial:
       has = mask[names.index(name)].astype(jnp.float32)
       d = adversarial.discriminator(real[name], fake[name])
@@ -180,17 +190,19 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   VAE and discriminators move at once, from one forward pass of the decoders. The VAE
   descends -sum_m w_m log p(x_m | z) + beta KL(q || p) + alignment KL(q_all || q_part)
   - cross sum_m w_m log p(x_m | z_part) + adversarial_weight * (the generator's loss of
-  samples from the prior and from q_part). q_part is the product over a random subset of
-  the modalities that are present; the cross term is over the modalities that have no
-  discriminator: given a part, a likelihood wants the mean of all that fits, which is
-  right for a word and a blur for a picture, and there the discriminator asks for one
-  that is real. The prior moves by a step of EM. Encoders see augmented inputs
-  (`config.augment`); targets are clean.
+  samples from the prior and from q_part). Every q is the prior times the experts of some
+  modalities (`models.prior.posterior`): q_all of those that an example has, q_part of a
+  random subset of them. The alignment term moves q_part only: it learns where q_all is,
+  and q_all is not asked to forget what a part cannot tell. The cross term is over the
+  modalities that have no discriminator: given a part, a likelihood wants the mean of all
+  that fits, which is right for a word and a blur for a picture, and there the
+  discriminator asks for one that is real. The prior moves by a step of EM. Encoders see
+  augmented inputs (`config.augment`); targets are clean.
 
   posterior "poe": z ~ q_all, so the alignment term is what teaches q_part to cover
-  q_all: Hwang et al., "Multi-View Representation Learning via Total Correlation
+  q_all: after Hwang et al., "Multi-View Representation Learning via Total Correlation
   Objective", 2021, https://openreview.net/forum?id=1lCR45NBvJB (there with all
-  single-modality subsets and N(0, I) besides, here with one random subset).
+  single-modality subsets and N(0, I) besides, and with both sides moving).
   posterior "mopoe": z ~ q_part, the mixture of Sutter et al., 2021.
   With VAE and GAN in one step: Larsen et al., "Autoencoding beyond pixels using a
   learned similarity metric", 2016, https://arxiv.org/abs/1512.09300.
@@ -241,14 +253,14 @@ def make_eval_step(config, modalities: Modalities) -> Callable:
     keys = example_keys(key, mask.shape[1], None)
     net = partial(apply, vae, params["vae"])
     means, logvars = net(values, method="encode")
-    q = fuse.product_of_experts(means, logvars, mask)
-    z = fuse.sample_gaussian(keys, q)
+    q = prior_lib.posterior(params["prior"], means, logvars, mask)
+    z = prior_lib.sample_mixture(keys, q)
     outputs = net(z, method="decode")
     terms = {}
     for i, name in enumerate(names):
       logp = vae.likelihood(name).log_prob(outputs[name], values[name])
       terms[f"logp_{name}"] = jnp.where(mask[i], logp, 0.0)
-    kl = gaussian_log_prob(z, *q) - prior_lib.log_prob(params["prior"], z)
+    kl = prior_lib.log_prob_mixture(q, z) - prior_lib.log_prob(params["prior"], z)
     return terms | {"kl": kl, "elbo": sum(terms.values()) - kl}
 
   return eval_step
@@ -272,13 +284,11 @@ def make_generate(config, modalities: Modalities) -> Callable:
   def generate(params, batch, given, key):
     values, mask = blank_missing(batch, modalities)
     mask &= given[:, None]
-    keys = jax.vmap(jax.random.split)(example_keys(key, mask.shape[1], None))
+    keys = example_keys(key, mask.shape[1], None)
     net = partial(apply, vae, params["vae"])
     means, logvars = net(values, method="encode")
-    q = fuse.product_of_experts(means, logvars, mask)
-    z = fuse.sample_gaussian(keys[:, 0], q)
-    prior = prior_lib.sample(params["prior"], keys[:, 1])
-    z = jnp.where(mask.any(0)[:, None], z, prior)
+    q = prior_lib.posterior(params["prior"], means, logvars, mask)
+    z = prior_lib.sample_mixture(keys, q)
     outputs = net(z, method="decode")
     return {name: vae.likelihood(name).mode(x) for name, x in outputs.items()}
 

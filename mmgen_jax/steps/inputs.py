@@ -88,3 +88,17 @@ def one_in(k: int, x: Array) -> Array:
       " microbatch)"
     )
   return x.reshape(-1, k, *x.shape[1:])[:, 0]
+
+
+def pair(a: Array, b: Array) -> Array:
+  """Two batches as one of twice the size, [2b ...], to go through a network together.
+
+  a[0], b[0], a[1], b[1], ...: what is sharded over devices stays where it is.
+  """
+  return jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
+
+
+def unpair(tree):
+  """Both halves of every array that was made from a `pair`."""
+  cut = lambda x: x.reshape(-1, 2, *x.shape[1:])
+  return tuple(jax.tree.map(lambda x, i=i: cut(x)[:, i], tree) for i in (0, 1))

@@ -34,7 +34,7 @@ def build(config, modalities: Modalities) -> MultimodalVAE:
     m.features,
     m.blocks,
     m.scales.to_dict(),
-    jnp.bfloat16 if config.bfloat16 else jnp.float32,
+    dtype=jnp.bfloat16 if config.bfloat16 else jnp.float32,
   )
 
 
