@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mmgen_jax.data import modality as modality_lib
-from mmgen_jax.data import sprites_checker, sprites_render
+from mmgen_jax.data import sprites_checker, sprites_render, sprites_sound
 from mmgen_jax.data.examples import Examples
 from mmgen_jax.metrics import coherence
 from mmgen_jax.metrics.extractor import Extractor, Recipe, load_or_train
@@ -124,8 +124,8 @@ def sprite_judge(examples: Examples, name: str) -> Judge:
   level = sum(label in sprites_render.NAMES for label in examples.labels)
   modality = examples.modalities[name]
   kind = {"image": "image", "text": "caption", "audio": "sound"}[modality.kind]
-  sources = (sprites_checker.__file__, sprites_render.__file__)
-  source = b"".join(Path(file).read_bytes() for file in sources)
+  sources = (sprites_checker, sprites_render, sprites_sound)
+  source = b"".join(Path(str(module.__file__)).read_bytes() for module in sources)
 
   def read(values):
     if modality.kind == "text":

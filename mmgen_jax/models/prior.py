@@ -64,18 +64,6 @@ def log_prob(p: Mixture, z: Float[Array, "b z"]) -> Float[Array, "b"]:
   return jax.nn.logsumexp(_joint(p, z), axis=-1)
 
 
-def sample(p: Mixture, keys: Key[Array, "b"]) -> Float[Array, "b z"]:
-  """One z per key."""
-  logw, means, variances = _parameters(p)
-
-  def one(key):
-    pick, noise = jax.random.split(key)
-    k = jax.random.categorical(pick, logw)
-    return means[k] + jnp.sqrt(variances[k]) * jax.random.normal(noise, means[k].shape)
-
-  return jax.vmap(one)(keys)
-
-
 class GaussianMixture(NamedTuple):
   """A mixture of diagonal Gaussians per example."""
 
@@ -92,9 +80,12 @@ def posterior(
 ) -> GaussianMixture:
   """p(z) times the experts that `mask` keeps: the prior as a mixture, sharpened.
 
-  A component times Gaussian experts is Gaussian, weighted by what it and the experts
-  have in common; with no expert kept the product is the prior. Where experts leave z
-  open, a N(0, I) in the place of p(z) would draw from between the clusters.
+  A component w N(mu, v) times experts of total precision T and mean m is Gaussian, with
+  mean mu + (1 - s) (m - mu) and variance v s, s = 1 / (1 + T v), and weight
+  w sqrt(s) exp(-T s (m - mu)^2 / 2), by dimension: the product of experts of Wu and
+  Goodman, 2018, https://arxiv.org/abs/1802.05335, with a mixture as its prior expert.
+  With no expert kept it is the prior. Where experts leave z open, a N(0, I) in the place
+  of p(z) would draw from between the clusters.
   """
   logw, mu, var = _parameters(p)
   precision, weighted = (x[:, None] for x in pool(means, logvars, mask))  # [b 1 z]
@@ -123,6 +114,14 @@ def sample_mixture(keys: Key[Array, "b"], q: GaussianMixture) -> Float[Array, "b
     return means[k] + jnp.sqrt(variances[k]) * jax.random.normal(noise, means[k].shape)
 
   return jax.vmap(one)(keys, *q)
+
+
+def sample(p: Mixture, keys: Key[Array, "b"]) -> Float[Array, "b z"]:
+  """One z per key, from the prior."""
+  one = GaussianMixture(*_parameters(p))
+  return sample_mixture(
+    keys, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(keys), *x.shape)), one)
+  )
 
 
 def expectation(p: Mixture, z: Float[Array, "b z"]) -> Mixture:

@@ -239,6 +239,15 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   return train_step
 
 
+def _posterior_pass(vae: MultimodalVAE, params, values, mask, keys):
+  """The posterior of what `mask` keeps, a sample z [b z] of it, and all decodings."""
+  net = partial(apply, vae, params["vae"])
+  means, logvars = net(values, method="encode")
+  q = prior_lib.posterior(params["prior"], means, logvars, mask)
+  z = prior_lib.sample_mixture(keys, q)
+  return q, z, net(z, method="decode")
+
+
 def make_eval_step(config, modalities: Modalities) -> Callable:
   """`eval_step(params, batch, key)` -> one-sample ELBO terms per example, in nats.
 
@@ -251,11 +260,7 @@ def make_eval_step(config, modalities: Modalities) -> Callable:
   def eval_step(params, batch, key):
     values, mask = blank_missing(batch, modalities)
     keys = example_keys(key, mask.shape[1], None)
-    net = partial(apply, vae, params["vae"])
-    means, logvars = net(values, method="encode")
-    q = prior_lib.posterior(params["prior"], means, logvars, mask)
-    z = prior_lib.sample_mixture(keys, q)
-    outputs = net(z, method="decode")
+    q, z, outputs = _posterior_pass(vae, params, values, mask, keys)
     terms = {}
     for i, name in enumerate(names):
       logp = vae.likelihood(name).log_prob(outputs[name], values[name])
@@ -285,11 +290,7 @@ def make_generate(config, modalities: Modalities) -> Callable:
     values, mask = blank_missing(batch, modalities)
     mask &= given[:, None]
     keys = example_keys(key, mask.shape[1], None)
-    net = partial(apply, vae, params["vae"])
-    means, logvars = net(values, method="encode")
-    q = prior_lib.posterior(params["prior"], means, logvars, mask)
-    z = prior_lib.sample_mixture(keys, q)
-    outputs = net(z, method="decode")
+    _, _, outputs = _posterior_pass(vae, params, values, mask, keys)
     return {name: vae.likelihood(name).mode(x) for name, x in outputs.items()}
 
   return generate
