@@ -61,6 +61,7 @@ def fusion_loss() -> Any:
   return ConfigDict(
     {
       "posterior": "poe",  # or "mopoe"
+      "subset_power": 0.0,  # a part of k modalities is drawn with p ~ k^-power
       "beta": 1.0,
       "alignment": 1.0,
       "cross": 1.0,

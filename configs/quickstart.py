@@ -12,15 +12,18 @@ from configs import common
 def get_config(arg=None):
   config = common.defaults("fusion")
   config.batch_size = 16
-  config.train_steps = 3900
+  config.train_steps = 2000
   config.updates_per_dispatch = config.log_steps = 20
-  config.save_steps = config.sample_steps = 780
+  config.save_steps = config.sample_steps = 500
   config.data.options = {"level": 3, "size": 32, "train_examples": 10_000}
   config.model = common.fusion_model()
+  config.model.widths.audio = 12  # these sounds are easy
+  config.model.scales.image = 0.15
   config.loss = common.fusion_loss()
+  config.loss.subset_power = 3.0
   config.loss.weights = {"caption": 20.0}
   config.optim = common.optim(
-    3e-3, b2=0.99, warmup_steps=20, decay="cosine", decay_steps=3900
+    3e-3, b2=0.99, warmup_steps=20, decay="cosine", decay_steps=2000
   )
   config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
   return common.variant(config, arg, smoke=common.smoke)

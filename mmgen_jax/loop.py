@@ -107,6 +107,7 @@ def train(
     )
   init_key, key = jax.random.split(jax.random.key(config.seed))
 
+  @jax.jit
   def init():
     return family.init(init_key, config, examples.modalities)
 

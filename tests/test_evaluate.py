@@ -12,6 +12,7 @@ from mmgen_jax import checkpoint, evaluate, generate, pictures, records, scores
 from mmgen_jax import data as datasets
 from mmgen_jax import steps as steps_lib
 from mmgen_jax.data import modality
+from mmgen_jax.data.augment import Augmentation
 from mmgen_jax.data.examples import Column, Examples, Spec
 from mmgen_jax.metrics import extractor, judges
 from mmgen_jax.state import new_state
@@ -28,9 +29,8 @@ RECIPE = extractor.Recipe(
   learning_rate=5e-3,
   width=8,
   features=8,
-  shift=(0, 0),
-  scale=(0, 0),
   dropout=0.0,
+  augment=Augmentation(),
 )
 
 

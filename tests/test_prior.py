@@ -90,7 +90,9 @@ def test_it_finds_the_clusters_and_samples_them():
   p = prior.init_mixture(jax.random.key(0), 16, 2)
   for key in jax.random.split(jax.random.key(1), 600):
     p = step(p, key)
-  z = prior.sample(p, jax.random.split(jax.random.key(2), 2000))
+  nothing = jnp.zeros((1, 2000, 2)), jnp.zeros((1, 2000, 2)), jnp.zeros((1, 2000), bool)
+  keys = jax.random.split(jax.random.key(2), 2000)
+  z = prior.sample_mixture(keys, prior.posterior(p, *nothing))
   distance = np.linalg.norm(np.asarray(z)[:, None] - centres, axis=-1)
   assert (distance.min(1) < 0.8).mean() > 0.95
   share = np.bincount(distance.argmin(1), minlength=9) / 2000

@@ -58,15 +58,17 @@ def all_subsets(m: int) -> Bool[Array, "k m"]:
 
 
 def random_subset(
-  keys: Key[Array, "b"], present: Bool[Array, "m b"]
+  keys: Key[Array, "b"], present: Bool[Array, "m b"], *, power: float = 0.0
 ) -> Bool[Array, "m b"]:
-  """A subset of each example's present modalities, uniform over the non-empty ones.
+  """A non-empty subset of each example's present modalities, p(subset) ~ size^-power.
 
-  An example with nothing present gets the empty subset.
+  Uniform by default; with a large `power` nearly always one modality alone. An example
+  with nothing present gets the empty subset.
   """
   subsets = all_subsets(len(present))  # [k m]
   possible = ~(subsets[:, :, None] & ~present[None]).any(1)  # [k b]
-  logits = jnp.where(possible, 0.0, -1e9).T
+  weight = -power * jnp.log(subsets.sum(1, keepdims=True))
+  logits = jnp.where(possible, weight, -1e9).T
   choice = jax.vmap(jax.random.categorical)(keys, logits)
   return subsets[choice].T & present
 

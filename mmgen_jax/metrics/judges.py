@@ -17,13 +17,16 @@ from jaxtyping import Int
 
 from mmgen_jax.data import modality as modality_lib
 from mmgen_jax.data import sprites_checker, sprites_render, sprites_sound
+from mmgen_jax.data.augment import Augmentation
 from mmgen_jax.data.examples import Examples
 from mmgen_jax.metrics import coherence
 from mmgen_jax.metrics.extractor import Extractor, Recipe, load_or_train
 
 _IMAGE = Recipe()
 _SOUND = Recipe(
-  shift=(3.0, 3.0), scale=(0.2, 0.1), gain=0.15, tilt=0.2, noise=0.1, erase=6
+  augment=Augmentation(
+    shift=(3.0, 3.0), scale=(0.2, 0.1), gain=0.15, tilt=0.2, noise=0.1, erase=6
+  )
 )
 _QUICK = Recipe(
   steps=400,
@@ -31,8 +34,7 @@ _QUICK = Recipe(
   learning_rate=5e-3,
   width=16,
   dropout=0.1,
-  shift=(1.0, 1.0),
-  scale=(0.05, 0.05),
+  augment=Augmentation(shift=(1.0, 1.0), scale=(0.05, 0.05)),
 )
 _DEFAULT = {"image": _IMAGE, "audio": _SOUND}
 RECIPES = {  # (data set, kind), where the default would be too little or too much

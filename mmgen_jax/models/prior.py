@@ -116,14 +116,6 @@ def sample_mixture(keys: Key[Array, "b"], q: GaussianMixture) -> Float[Array, "b
   return jax.vmap(one)(keys, *q)
 
 
-def sample(p: Mixture, keys: Key[Array, "b"]) -> Float[Array, "b z"]:
-  """One z per key, from the prior."""
-  one = GaussianMixture(*_parameters(p))
-  return sample_mixture(
-    keys, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(keys), *x.shape)), one)
-  )
-
-
 def expectation(p: Mixture, z: Float[Array, "b z"]) -> Mixture:
   """The E step: means over a batch of r, r z and r z^2."""
   r = jax.nn.softmax(_joint(p, z), axis=-1) / len(z)

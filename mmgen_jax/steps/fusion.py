@@ -121,14 +121,17 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     k = jax.vmap(lambda key: jax.random.split(key, 6))(keys)
     net = partial(apply, vae, params)
     means, logvars = net(augment(k[:, 4], values), method="encode")
-    given = partial(prior_lib.posterior, prior, means, logvars)
-    full, part = given(mask), given(fuse.random_subset(k[:, 0], mask))
-    z_full = prior_lib.sample_mixture(k[:, 1], full)
-    z_part = prior_lib.sample_mixture(k[:, 2], part)
+    subset = fuse.random_subset(k[:, 0], mask, power=loss.subset_power)
+    # Of everything, of a part, of nothing (which is the prior): one draw for all three.
+    masks = jnp.stack([mask, subset, jnp.zeros_like(mask)])
+    posteriors = jax.vmap(partial(prior_lib.posterior, prior, means, logvars))(masks)
+    zs = jax.vmap(prior_lib.sample_mixture)(k[:, 1:4].T, posteriors)
+    z_full, z_part, z_prior = zs
+    full, part, _ = (jax.tree.map(lambda x, i=i: x[i], posteriors) for i in range(3))
     q, z = (full, z_full) if loss.posterior == "poe" else (part, z_part)
     # By the example's key, not its place: microbatches cut the batch differently.
     from_prior = jax.vmap(jax.random.bernoulli)(k[:, 5])[:, None]
-    z_fake = jnp.where(from_prior, prior_lib.sample(prior, k[:, 3]), z_part)
+    z_fake = jnp.where(from_prior, z_prior, z_part)
     both = net(pair(z, z_part), plain, method="decode")
     both |= net(pair(z, z_fake), loss.adversarial, method="decode")
     outputs, others = unpair(both)
