@@ -50,7 +50,7 @@ def fusion_model() -> Any:
       "features": 128,  # last hidden layer of every encoder
       "blocks": 1,  # residual blocks per resolution, transformer blocks
       "prior_components": 64,  # 1: N(0, I); more: a mixture, by EM
-      "scales": {"image": 0.08, "audio": 0.2},  # of Gaussian and Laplace likelihoods
+      "scales": {"image": 0.15, "audio": 0.2},  # of Gaussian and Laplace likelihoods
       "disc_widths": {"image": 24, "audio": 24},
     }
   )
@@ -61,7 +61,7 @@ def fusion_loss() -> Any:
   return ConfigDict(
     {
       "posterior": "poe",  # or "mopoe"
-      "subset_power": 0.0,  # a part of k modalities is drawn with p ~ k^-power
+      "subset_power": 3.0,  # a part of k modalities is drawn with p ~ k^-power
       "beta": 1.0,
       "alignment": 1.0,
       "cross": 1.0,

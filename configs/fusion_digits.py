@@ -33,7 +33,7 @@ def get_config(arg=None):
   }
   config.model = common.fusion_model()
   config.model.latent = 24
-  config.model.scales = {"image": 0.25, "audio": 0.3}
+  config.model.scales = {"image": 0.3, "audio": 0.3}
   config.loss = common.fusion_loss()
   config.loss.weights = {"word": 50.0}
   config.loss.cross = 2.0

@@ -18,9 +18,7 @@ def get_config(arg=None):
   config.data.options = {"level": 3, "size": 32, "train_examples": 10_000}
   config.model = common.fusion_model()
   config.model.widths.audio = 12  # these sounds are easy
-  config.model.scales.image = 0.15
   config.loss = common.fusion_loss()
-  config.loss.subset_power = 3.0
   config.loss.weights = {"caption": 20.0}
   config.optim = common.optim(
     3e-3, b2=0.99, warmup_steps=20, decay="cosine", decay_steps=2000

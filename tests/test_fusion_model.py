@@ -87,3 +87,11 @@ def test_mixture_draws_products_of_the_subset_that_it_names():
 def test_precision_shares_are_right_for_two_equal_experts():
   shares = fuse.precision_shares(jnp.zeros((2, 1, 3)), jnp.ones((2, 1), bool))
   np.testing.assert_allclose(shares, 1 / 3, rtol=1e-6)
+
+
+def test_a_power_prefers_small_subsets():
+  present = jnp.ones((3, 6000), bool)
+  sizes = fuse.random_subset(keys(6000), present, power=2.0).sum(0)
+  share = np.bincount(np.asarray(sizes), minlength=4) / 6000
+  weight = np.array([0, 3 / 1, 3 / 4, 1 / 9])  # 3 singles, 3 pairs, all
+  np.testing.assert_allclose(share, weight / weight.sum(), atol=0.02)

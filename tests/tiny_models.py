@@ -31,6 +31,7 @@ def tiny(family, **changes):
   )
   config.loss.update(
     posterior="poe",
+    subset_power=1.0,
     beta=1.0,
     alignment=1.0,
     cross=1.0,

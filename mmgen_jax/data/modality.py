@@ -39,7 +39,9 @@ class Modality:
   sample_rate_hz: int = 0
 
 
-def image(height: int, width: int, channels: int = 3, likelihood="laplace") -> Modality:
+def image(
+  height: int, width: int, channels: int = 3, likelihood="gaussian"
+) -> Modality:
   """An image modality, stored as uint8 (h, w, c)."""
   return Modality("image", (height, width, channels), likelihood)
 

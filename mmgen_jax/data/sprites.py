@@ -56,7 +56,7 @@ def spec(
   return Spec(
     "sprites",
     {
-      "image": modality.image(size, size, likelihood="gaussian"),
+      "image": modality.image(size, size),
       "caption": modality.text(sorted(words), longest),
       "sound": modality.audio(FRAMES, MELS, sprites_sound.SAMPLE_RATE_HZ),
     },
