@@ -56,15 +56,14 @@ def laplace(*, scale: float = 0.75) -> Likelihood:
 def bernoulli() -> Likelihood:
   """Bernoulli by logits, of y = (x + 1) / 2 in [0, 1].
 
-  log p = y log sigmoid(l) + (1 - y) log sigmoid(-l). For grey values between 0 and 1
-  this is the usual cross-entropy, which is not a normalised density.
+  log p = y log sigmoid(l) + (1 - y) log sigmoid(-l) = y l - softplus(l). For
+  grey values between 0 and 1 this is the usual cross-entropy, which is not a normalised
+  density.
   """
 
   def log_prob(params, x):
     logits, y = params[..., 0].astype(jnp.float32), (x + 1.0) / 2.0
-    return _per_example(
-      y * jax.nn.log_sigmoid(logits) + (1.0 - y) * jax.nn.log_sigmoid(-logits)
-    )
+    return _per_example(y * logits - jax.nn.softplus(logits))
 
   return Likelihood(
     1, log_prob, lambda params: 2.0 * jax.nn.sigmoid(params[..., 0]) - 1.0

@@ -13,10 +13,11 @@ ROOT = Path(__file__).parents[1]
 # Left to right: a module imports only from its own group or groups to its left.
 ORDER = [
   {"config", "state", "data"},
-  {"likelihoods", "losses"},
+  {"likelihoods", "losses", "objectives", "schedules", "total_correlation"},
   {"optim", "parallel", "fusion", "models"},
   {"steps"},
-  {"checkpoint", "manifest", "log", "signals", "provenance"},
+  {"checkpoint", "manifest", "safetensors", "log", "signals", "provenance"},
+  {"fuse"},
   {"loop", "describe", "process"},
   {"metrics"},
   {"generate", "records", "scores", "pictures"},

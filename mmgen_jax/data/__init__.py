@@ -11,6 +11,7 @@ DATASETS = {  # name -> the module that has its `spec` and `load`
   "sprites": "mmgen_jax.data.sprites",
   "digits": "mmgen_jax.data.digits",
   "folder": "mmgen_jax.data.folder",
+  "factors": "mmgen_jax.data.factors",
   "images": "mmgen_jax.data.images",
 }
 SPLITS = ("train", "validation", "test")  # every set has these; some have more

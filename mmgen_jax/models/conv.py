@@ -17,13 +17,13 @@ from mmgen_jax.models.layers import Dense, ResidualBlock, depth_to_space, space_
 
 
 def stages(height: int, width: int, patch: int) -> int:
-  """How many halvings lead from the patch grid to at most 4 positions a side.
+  """How many halvings lead from the patch grid to at most 4 positions a side (or 5, 7).
 
   Raises:
     ValueError: if the size does not allow that.
   """
   n, side = 0, max(height, width) // patch
-  while side > 4:
+  while side > 4 and not (side < 8 and side % 2):
     side, n = side // 2, n + 1
   if height % (patch * 2**n) or width % (patch * 2**n):
     raise ValueError(

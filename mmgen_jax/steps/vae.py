@@ -1,90 +1,143 @@
-"""The VAE step: one modality, the negative ELBO with a weight on its KL term."""
+"""The VAE step: one modality, and one of the bounds of `mmgen_jax.objectives`."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array
 
 from mmgen_jax.data.modality import Modality
-from mmgen_jax.fusion.model import sample_gaussian
-from mmgen_jax.losses import gaussian_kl
 from mmgen_jax.models.layers import apply, init_params
 from mmgen_jax.models.multimodal import MultimodalVAE
+from mmgen_jax.models.vae import MLPVAE
 from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
 from mmgen_jax.state import State, new_state
-from mmgen_jax.steps.inputs import blank_missing, example_shapes, only
+from mmgen_jax.steps import bounds
+from mmgen_jax.steps.inputs import example_shapes, only
 
 Modalities = Mapping[str, Modality]
 
 
-def build(config, modalities: Modalities) -> MultimodalVAE:
+def build(config, modalities: Modalities) -> MultimodalVAE | MLPVAE:
   """The VAE of the one modality that `config.model.modality` names.
 
+  `config.model.net` is "conv" (or not there) or "mlp"; `config.model.likelihood`, where
+  it is there, takes the place of what the data set says.
+
   Raises:
-    ValueError: if the data set has no such modality.
+    ValueError: if the data set has no such modality, or there is no such network.
   """
-  m = config.model
+  m, dtype = config.model, jnp.bfloat16 if config.bfloat16 else jnp.float32
+  one = only(modalities, m.modality)[m.modality]
+  one = dataclasses.replace(one, likelihood=m.get("likelihood", one.likelihood))
+  net, named = m.get("net", "conv"), {m.modality: one}
+  if net == "mlp" and one.kind != "text":
+    return MLPVAE(named, m.latent, m.hidden, m.mean, m.scales[one.kind], dtype)
+  if net != "conv":
+    raise ValueError(
+      f"model.net must be 'conv', or 'mlp' for images and sounds, got {net!r}"
+    )
+  widths, scales = m.widths.to_dict(), m.scales.to_dict()
   return MultimodalVAE(
-    only(modalities, m.modality),
-    m.latent,
-    m.widths.to_dict(),
-    m.features,
-    m.blocks,
-    m.scales.to_dict(),
-    dtype=jnp.bfloat16 if config.bfloat16 else jnp.float32,
+    named, m.latent, widths, m.features, m.blocks, scales, dtype=dtype
   )
 
 
+def _optimizer(config) -> optax.GradientTransformation:
+  """`config.optim.stages` multiply its rate: ((first step, factor), ...)."""
+  tx = make_optimizer(config)
+  if not (stages := config.get("stages", ())):
+    return tx
+  starts, factors = zip(*stages, strict=True)
+  constant = [optax.constant_schedule(factor) for factor in factors]
+  factor = optax.join_schedules(constant, starts[1:])
+  return optax.chain(tx, optax.scale_by_schedule(factor))
+
+
+def _optimizers(config) -> dict:
+  """By network: those that this config has, in the order of `init`."""
+  txs = {"vae": _optimizer(config.optim)}
+  if config.model.get("pseudo_inputs", 0):
+    txs["pseudo"] = txs["vae"]
+  if config.model.get("learned_scale", False):
+    txs["noise"] = txs["vae"]
+  if config.loss.get("objective", "elbo") == "factor":
+    txs["discriminator"] = make_optimizer(config.disc_optim)
+  return txs
+
+
 def init(key: Array, config, modalities: Modalities) -> State:
-  """A State at step 0: network "vae" and its average."""
+  """A State at step 0: network "vae", what else the config asks for, their averages.
+
+  Beside it "pseudo", the inputs whose posteriors are the prior's components
+  (`config.model.pseudo_inputs`: how many); "noise", the log variance of all values
+  (`config.model.learned_scale`); "discriminator", for `config.loss.objective` "factor".
+
+  Raises:
+    ValueError: if these do not fit the modality.
+  """
   vae = build(config, modalities)
-  params = {"vae": init_params(vae, key, example_shapes(vae.modalities))}
-  opt_state = init_optimizers({"vae": make_optimizer(config.optim)}, params)
-  return new_state(params, opt_state, jax.tree.map(jnp.copy, params))
-
-
-def _make_terms(config, modalities: Modalities) -> Callable:
-  vae, name = build(config, modalities), config.model.modality
-
-  def terms(params, batch, keys):
-    """One-sample log p(x | z), KL(q || p) and ELBO in nats, 0 where x is missing."""
-    net = partial(apply, vae, params)
-    values, mask = blank_missing(batch, vae.modalities)
-    means, logvars = net(values, method="encode")
-    q = means[0], logvars[0]
-    z = sample_gaussian(keys, q)
-    logp = vae.likelihood(name).log_prob(net(z, method="decode")[name], values[name])
-    kl = gaussian_kl(*q)
-    keep = lambda x: jnp.where(mask[0], x, 0.0)
-    return {"logp": keep(logp), "kl": keep(kl), "elbo": keep(logp - kl)}
-
-  return terms
+  txs, example = _optimizers(config), example_shapes(vae.modalities)
+  params: dict[str, Any] = {"vae": init_params(vae, key, example)}
+  ((name, one),) = vae.modalities.items()
+  if "pseudo" in txs:
+    if one.kind == "text":
+      raise ValueError(f"model.pseudo_inputs must be 0 for text, which {name!r} is")
+    shape = (config.model.pseudo_inputs, *one.shape)
+    inputs = 0.1 * jax.random.normal(jax.random.fold_in(key, 1), shape)
+    params["pseudo"] = {"inputs": inputs}
+  if "noise" in txs:
+    if one.likelihood != "gaussian":
+      raise ValueError(
+        f"model.learned_scale is of a 'gaussian' likelihood, got {one.likelihood!r}"
+      )
+    params["noise"] = {"logvar": jnp.zeros(())}
+  if "discriminator" in txs:
+    z = jax.ShapeDtypeStruct((1, vae.size), jnp.float32)
+    disc = bounds.build_discriminator(config)
+    params["discriminator"] = init_params(disc, jax.random.fold_in(key, 2), z)
+  averaged = {name: p for name, p in params.items() if name != "discriminator"}
+  opt_state = init_optimizers(txs, params)
+  return new_state(params, opt_state, jax.tree.map(jnp.copy, averaged))
 
 
 def make_train_step(config, modalities: Modalities) -> Callable:
   """`train_step(state, batch, key, *, axis=None) -> (state, metrics)`.
 
-  Descends -log p(x | z) + beta KL(q(z | x) || p(z)): Kingma and Welling, 2014,
-  https://arxiv.org/abs/1312.6114; Higgins et al., "beta-VAE", 2017,
-  https://openreview.net/forum?id=Sy2fzU9gl. The prior is N(0, I), so its KL is analytic.
+  Ascends the bound that `config.loss.objective` names ("elbo" where it names none), from
+  `config.loss.samples` samples of z per example; see `mmgen_jax.objectives`. An example
+  whose modality is missing counts as zero. FactorVAE's discriminator moves at once with
+  the VAE, from the same pass.
   """
-  terms, txs = _make_terms(config, modalities), {"vae": make_optimizer(config.optim)}
+  model = bounds.make_model(build(config, modalities), config)
+  objective, txs = bounds.make_objective(config), _optimizers(config)
+  samples = config.loss.get("samples", 1)
 
-  def loss(params, batch, keys):
-    t = terms(params, batch, keys)
-    total = (-t["logp"] + config.loss.beta * t["kl"]).mean()
-    return total, {f"vae/{k}": v.mean() for k, v in t.items()} | {"vae/loss": total}
-
-  def gradients(params, batch, keys):
-    grads, metrics = jax.grad(loss, has_aux=True)(params["vae"], batch, keys)
-    return {"vae": grads}, metrics
+  def loss(params, batch, keys, step, axis, shared):
+    keys = jax.vmap(jax.random.split)(keys)
+    q = model.posterior(params, batch, keys[:, 0])
+    z = bounds.draw(keys[:, 1], q, samples)
+    log_px, kl = model.log_px(params, q.x, z), bounds.kl(model, params, q, z)
+    p = bounds.Pass(config, model, params, q, z, log_px, kl, step, axis)
+    terms = {"bound": objective(p), "logp": log_px.mean(0), "kl": kl}
+    terms["elbo"] = terms["logp"] - kl
+    if "discriminator" in txs:
+      terms["d_loss"] = bounds.discriminator_loss(p, shared)
+    terms = {k: jnp.where(q.has, v, 0.0).mean() for k, v in terms.items()}
+    terms["loss"] = -terms["bound"]
+    total = terms["loss"] + terms.get("d_loss", 0.0)
+    return total, {f"vae/{k}": v for k, v in terms.items()}
 
   def train_step(state: State, batch: dict, key: Array, *, axis: str | None = None):
-    key = jax.random.fold_in(key, state.step)
+    key, shared = jax.random.split(jax.random.fold_in(key, state.step))
     keys = example_keys(key, len(batch["index"]), axis)
+    of_step = partial(loss, step=state.step, axis=axis, shared=shared)
+    gradients = jax.grad(of_step, has_aux=True)
     mean = mean_of_microbatches(gradients, accumulate=config.accumulate, axis=axis)
     grads, metrics = mean(state.params, batch, keys)
     state, norms = apply_updates(state, grads, txs, config.ema_decay)
@@ -94,12 +147,21 @@ def make_train_step(config, modalities: Modalities) -> Callable:
 
 
 def make_eval_step(config, modalities: Modalities) -> Callable:
-  """`eval_step(params, batch, key)` -> `logp`, `kl`, `elbo` per example, in nats."""
-  terms = _make_terms(config, modalities)
+  """`eval_step(params, batch, key)` -> `logp`, `kl`, `elbo` per example, in nats.
+
+  From one sample of z. `elbo` is the ELBO whatever the objective was; for tighter bounds
+  see `mmgen_jax.metrics.likelihood`.
+  """
+  model = bounds.make_model(build(config, modalities), config)
 
   def eval_step(params, batch, key):
     keys = example_keys(key, len(batch["index"]), None)
-    return terms(params["vae"], batch, keys)
+    keys = jax.vmap(jax.random.split)(keys)
+    q = model.posterior(params, batch, keys[:, 0])
+    z = bounds.draw(keys[:, 1], q, 1)
+    log_px, kl = model.log_px(params, q.x, z)[0], bounds.kl(model, params, q, z)
+    keep = lambda x: jnp.where(q.has, x, 0.0)
+    return {"logp": keep(log_px), "kl": keep(kl), "elbo": keep(log_px - kl)}
 
   return eval_step
 
@@ -116,16 +178,16 @@ def make_generate(config, modalities: Modalities) -> Callable:
   from the posterior of the example or from the prior.
   """
   vae, name = build(config, modalities), config.model.modality
-  place = sorted(modalities).index(name)
+  model, place = bounds.make_model(vae, config), sorted(modalities).index(name)
 
   def generate(params, batch, given, key):
-    net = partial(apply, vae, params["vae"])
-    values, mask = blank_missing(batch, vae.modalities)
-    keys = jax.vmap(jax.random.split)(example_keys(key, mask.shape[1], None))
-    means, logvars = net(values, method="encode")
-    z = sample_gaussian(keys[:, 0], (means[0], logvars[0]))
-    prior = jax.vmap(lambda k: jax.random.normal(k, z.shape[1:]))(keys[:, 1])
-    z = jnp.where((mask[0] & given[place])[:, None], z, prior)
-    return {name: vae.likelihood(name).mode(net(z, method="decode")[name])}
+    keys = example_keys(key, len(batch["index"]), None)
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+    q = model.posterior(params, batch, keys[:, 0])
+    z = bounds.draw(keys[:, 1], q, 1)[0]
+    prior = model.sample_prior(params, keys[:, 2])
+    z = jnp.where((q.has & given[place])[:, None], z, prior)
+    outputs = apply(vae, params["vae"], z, method="decode")[name]
+    return {name: vae.likelihood(name).mode(outputs)}
 
   return generate

@@ -1,0 +1,122 @@
+"""Test NLL of a trained VAE by importance sampling, in constant memory.
+
+  python benchmarks/vae_nll.py --workdir=runs/iwae5 --samples=5000
+
+The K-sample bound of Burda et al., 2016, is above -log p(x); K is printed beside it.
+Images are binarised once each, from the seed. Prints one JSON line on the newest
+checkpoint: NLL with its standard error over images, negative ELBO, active units,
+effective sample size, images/s (compilation left out), peak memory of the process.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from mmgen_jax import config as config_lib  # noqa: E402
+from mmgen_jax import data as datasets  # noqa: E402
+from mmgen_jax import evaluate  # noqa: E402
+from mmgen_jax.data.modality import to_model  # noqa: E402
+from mmgen_jax.metrics import likelihood  # noqa: E402
+from mmgen_jax.parallel import example_keys  # noqa: E402
+from mmgen_jax.steps import bounds, vae  # noqa: E402
+
+
+def make_bounds(config, modalities, samples: int, chunk: int):
+  """`bound(params, rows, key) -> (Bounds, posterior means)`, compiled."""
+  model = bounds.make_model(vae.build(config, modalities), config)
+  name = config.model.modality
+
+  def bound(params, rows, key):
+    batch = rows | {name: to_model(modalities[name], rows[name])}
+    pairs = jax.vmap(jax.random.split)(example_keys(key, len(rows["index"]), None))
+    q = model.posterior(params, batch, pairs[:, 0])
+
+    def log_weights(keys):
+      return bounds.log_weights(model, params, q, bounds.draw(keys, q, chunk))
+
+    got = likelihood.importance_bounds(
+      log_weights, pairs[:, 1], samples=samples, chunk=chunk
+    )
+    return got, q.mean
+
+  return jax.jit(bound)
+
+
+def evaluate_params(bound, params, examples, count: int, batch: int, seed: int):
+  """(bounds [n], posterior means [n z], seconds after the first batch's compilation)."""
+  key, out = jax.random.key(seed), []
+  starts = range(0, count, batch)
+  rows = lambda first: examples.rows(np.arange(first, first + batch) % len(examples))
+  jax.block_until_ready(bound(params, rows(0), key))
+  began = time.perf_counter()
+  for first in starts:
+    made = bound(params, rows(first), jax.random.fold_in(key, first))
+    out.append(jax.device_get(made))
+  secs = time.perf_counter() - began
+  joined = jax.tree.map(lambda *x: np.concatenate(x)[:count], *out)
+  return *joined, secs
+
+
+def main() -> None:
+  """Evaluates the newest checkpoint of a workdir."""
+  parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+  parser.add_argument("--workdir", required=True)
+  parser.add_argument("--data_dir", default=os.environ.get("MMGEN_DATA_DIR"))
+  parser.add_argument("--split", default="test")
+  parser.add_argument("--samples", type=int, default=5000)
+  parser.add_argument("--chunk", type=int, default=50)
+  parser.add_argument("--images", type=int, default=10_000)
+  parser.add_argument("--batch", type=int, default=20)
+  parser.add_argument("--weights", choices=("ema", "params"), default="params")
+  parser.add_argument("--seed", type=int, default=0)
+  args = parser.parse_args()
+  config: Any = config_lib.from_json((Path(args.workdir) / "config.json").read_text())
+  data_dir = args.data_dir or Path(args.workdir) / "data"
+  options = config.data.options
+  examples = datasets.load(config.data.name, args.split, data_dir, **options)
+  state, step = evaluate.load_state(config, args.workdir, examples.modalities)
+  params = getattr(state, args.weights)
+  count = min(args.images, len(examples))
+  bound = make_bounds(config, examples.modalities, args.samples, args.chunk)
+  b, means, secs = evaluate_params(
+    bound, params, examples, count, args.batch, args.seed
+  )
+  nll = -b.log_px.astype(np.float64)
+  pixels = math.prod(examples.modalities[config.model.modality].shape)
+  print(
+    json.dumps(
+      {
+        "step": step,
+        "weights": args.weights,
+        "split": args.split,
+        "images": count,
+        "samples": args.samples,
+        "nll": round(float(nll.mean()), 3),
+        "nll_standard_error": round(float(nll.std() / math.sqrt(count)), 3),
+        "negative_elbo": round(float(-b.elbo.mean()), 3),
+        "bits_per_dimension": round(
+          float(likelihood.bits_per_dimension(-nll, pixels).mean()), 4
+        ),
+        "effective_samples": round(float(np.median(b.effective)), 1),
+        "active_units": int(likelihood.active_units(means).sum()),
+        "images_per_sec": round(count / secs, 2),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+      }
+    )
+  )
+
+
+if __name__ == "__main__":
+  main()
