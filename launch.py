@@ -5,6 +5,7 @@
   python launch.py --config=configs/quickstart.py --config.seed=1 --workdir=runs/seed1
   python launch.py --workdir=runs/seed1              # goes on with that run's config
   python launch.py --workdir=runs/seed1 --mode=report
+  python launch.py --mode=fuse --ingredients=runs/a,runs/b --workdir=runs/soup
 
 The same command goes on from where the workdir stopped. On several hosts, start it on
 each with --distributed (see deploy/). Exit codes: mmgen_jax/process.py.
@@ -17,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
-MODES = ("train", "evaluate", "sample", "report")
+MODES = ("train", "evaluate", "sample", "report", "fuse")
 
 config_flags.DEFINE_config_file(
   "config", None, "A file of configs/, with :variant; --config.field=value overrides."
@@ -30,6 +31,12 @@ flags.DEFINE_bool(
 flags.DEFINE_string(
   "data_dir", None, "Prepared data sets; default $MMGEN_DATA_DIR or <workdir>/data."
 )
+flags.DEFINE_list(
+  "ingredients", [], "To fuse: workdirs (DIR or DIR:STEP) or .safetensors files."
+)
+flags.DEFINE_string("method", "average", "To fuse: see METHODS in mmgen_jax/fuse.py.")
+flags.DEFINE_string("base", None, "To fuse: what the ingredients were fine-tuned from.")
+flags.DEFINE_multi_string("option", [], "To fuse: name=value, the value as JSON.")
 flags.DEFINE_bool("distributed", False, "Be one of several processes.")
 flags.DEFINE_string("coordinator", None, "host:port; default: found by the cluster.")
 flags.DEFINE_integer("num_processes", None, "With --coordinator.")
@@ -77,10 +84,24 @@ def load_config():
   return config_lib.from_json(kept.read_text())
 
 
+def fuse() -> None:
+  """Merges trained networks into a new workdir or file."""
+  from mmgen_jax import fuse
+
+  options = fuse.parse_options(FLAGS.option)
+  record = fuse.fuse(
+    FLAGS.ingredients, FLAGS.workdir, method=FLAGS.method, base=FLAGS.base, **options
+  )
+  print(f"{FLAGS.workdir}: {record['method']} of {len(record['ingredients'])}")
+
+
 def run() -> None:
   """Does what the flags say."""
   from mmgen_jax import process
 
+  if FLAGS.mode == "fuse":
+    fuse()
+    return
   if FLAGS.distributed:
     process.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
   elif FLAGS.coordinator or FLAGS.num_processes or FLAGS.process_id is not None:

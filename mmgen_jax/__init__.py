@@ -11,6 +11,7 @@ _NAMES = {
   "data": ["load_data"],
   "data.feeds": ["batch_indices", "missing_mask", "resident_feed", "streamed_feed"],
   "data.modality": ["Modality", "audio", "image", "text"],
+  "fuse": ["fuse_checkpoints"],
   "fusion.feature": ["AttentionFusion", "GatedFusion", "MeanFusion"],
   "fusion.model": [
     "mixture_of_products",
@@ -18,6 +19,26 @@ _NAMES = {
     "product_of_experts",
     "random_subset",
     "sample_gaussian",
+  ],
+  "fusion.fisher": ["diagonal_fisher", "fisher_average"],
+  "fusion.match": ["activation_matching", "weight_matching"],
+  "fusion.permute": [
+    "apply_permutation",
+    "find_symmetry",
+    "permutable_fraction",
+    "random_permutations",
+  ],
+  "fusion.repair": ["make_layer_outputs", "repair"],
+  "fusion.task_vectors": ["dare", "task_arithmetic", "ties"],
+  "fusion.weight": [
+    "average",
+    "ema_update",
+    "greedy_soup",
+    "interpolate",
+    "layer_weights",
+    "loss_barrier",
+    "slerp",
+    "swa_update",
   ],
   "likelihoods": ["make_likelihood"],
   "losses": [
@@ -27,17 +48,46 @@ _NAMES = {
     "make_adversarial",
   ],
   "metrics.bootstrap": ["mean_interval"],
+  "metrics.disentanglement": ["dci", "mig", "sap"],
   "metrics.frechet": ["frechet_distance", "gaussian_frechet", "kid", "moments"],
+  "metrics.likelihood": [
+    "active_units",
+    "bits_per_dimension",
+    "importance_bounds",
+    "mean_kl_by_dimension",
+  ],
+  "metrics.shared_factor": ["beta_vae_score", "factor_vae_score"],
   "models.conv": ["ConvDecoder", "ConvEncoder"],
   "models.gan": ["Discriminator", "Generator"],
   "models.multimodal": ["MultimodalVAE"],
   "models.text": ["TextDecoder", "TextEncoder"],
+  "models.vae": ["MLPVAE"],
+  "objectives": [
+    "calibrated_log_prob",
+    "capacity",
+    "capacity_at",
+    "dreg",
+    "elbo",
+    "free_bits",
+    "iwae",
+    "kl_by_dimension",
+    "log_weights",
+    "optimal_variance",
+    "vamp_log_prob",
+  ],
   "optim": ["make_optimizer"],
   "parallel": ["compile_step", "make_mesh", "put_inputs", "put_replicated"],
   "state": ["State"],
   "steps": ["STEPS"],
+  "total_correlation": [
+    "beta_tc",
+    "decompose_kl",
+    "density_ratio_loss",
+    "factor",
+    "permute_latents",
+  ],
 }
-_ALIASES = {"load_config": "load", "load_data": "load"}
+_ALIASES = {"fuse_checkpoints": "fuse", "load_config": "load", "load_data": "load"}
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]

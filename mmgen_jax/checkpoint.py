@@ -260,7 +260,7 @@ def _restore_here(directory: Path, like, tidy: bool):
     if damage is None:
       described = manifest.read(folder)
       manifest.check_same(described, like, folder)
-      arrays, damage = _read(folder, described["leaves"])
+      arrays, damage = read_arrays(folder, described["leaves"])
       if damage is None:
         return _in_shape_of(like, arrays), step
     if tidy:
@@ -270,9 +270,13 @@ def _restore_here(directory: Path, like, tidy: bool):
   return None
 
 
-def _read(
+def read_arrays(
   folder: Path, described
 ) -> tuple[dict[str, np.ndarray], manifest.Damage | None]:
+  """{path: array} of one step's folder, whose leaves are `described`; or what is wrong.
+
+  For folders whose files `manifest.verify` found sound: here the contents are checked.
+  """
   import orbax.checkpoint as ocp
 
   stored = {p: d for p, d in described.items() if 0 not in d["shape"]}

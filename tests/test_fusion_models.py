@@ -1,0 +1,120 @@
+"""The project's models keep their function under every permutation that is found."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_models
+from symmetries import assert_unchanged, inputs_of, random_params
+
+from mmgen_jax.fusion import permute
+from mmgen_jax.fusion.model import product_of_experts
+from mmgen_jax.models.conv import ConvDecoder, ConvEncoder
+from mmgen_jax.models.gan import Discriminator, Discriminators, Generator
+from mmgen_jax.models.multimodal import MultimodalVAE
+from mmgen_jax.models.r3gan import R3Discriminator, R3Generator
+from mmgen_jax.models.text import TextDecoder, TextEncoder
+from mmgen_jax.models.vae import MLPVAE
+
+MODALITIES = tiny_models.tiny("vae")[1]
+MULTIMODAL = MultimodalVAE(
+  MODALITIES,
+  latent=4,
+  widths={"image": 16, "audio": 16, "text": 8},
+  features=8,
+  blocks=1,
+  scales={},
+  private={"image": 2, "audio": 3},
+)
+IMAGE, SOUND = inputs_of((2, 8, 8, 3), (2, 8, 8))
+TOKENS = np.array([[1, 2, 3], [4, 2, 0]])
+LABEL = np.array([0, 2])
+BATCH = {"image": IMAGE, "sound": SOUND, "word": TOKENS}
+MODELS = {  # module, inputs, least number of groups, least part of parameters moved
+  "encoder": (ConvEncoder(16, 6), inputs_of((2, 32, 32, 1)), 8, 0.99),
+  "decoder": (ConvDecoder((32, 32), 1, 16), inputs_of((2, 3)), 9, 0.98),
+  "generator": (
+    Generator(MODALITIES["image"], 16, classes=3),
+    [*inputs_of((2, 4)), LABEL],
+    6,
+    0.95,
+  ),
+  "discriminator": (
+    Discriminator(MODALITIES["image"], 16, features=8, classes=3),
+    [IMAGE, LABEL],
+    3,
+    0.99,
+  ),
+  "discriminators": (
+    Discriminators(
+      {k: MODALITIES[k] for k in ("image", "sound")}, {"image": 8, "audio": 8}, 8
+    ),
+    [{"image": IMAGE, "sound": SOUND}],
+    6,
+    0.99,
+  ),
+  "r3 generator": (
+    R3Generator((8, 8), 3, (16, 8), blocks=1, group_size=4, classes=3),
+    [*inputs_of((2, 4)), LABEL],
+    8,
+    0.9,
+  ),
+  "r3 discriminator": (
+    R3Discriminator((16, 8), blocks=1, group_size=4, classes=3),
+    [IMAGE, LABEL],
+    8,
+    0.9,
+  ),
+  "r3 discriminator without classes": (
+    R3Discriminator((8, 8), blocks=1, group_size=4),
+    [IMAGE],
+    5,
+    0.9,
+  ),
+  "text encoder": (TextEncoder(5, 8, 8), [TOKENS], 5, 0.98),
+  "text decoder": (TextDecoder(3, 5, 8), inputs_of((2, 3)), 5, 0.98),
+  "mlp vae": (
+    MLPVAE({"image": MODALITIES["image"]}, 4, (12, 10)),
+    [{"image": IMAGE}],
+    4,
+    0.96,
+  ),
+  "multimodal vae": (MULTIMODAL, [BATCH], 25, 0.97),
+}
+
+
+def two_halves(module):
+  """What a VAE is used for: encoding and decoding, latents in their order."""
+
+  def fn(params, batch):
+    z = jnp.linspace(-1.0, 1.0, 2 * module.size).reshape(2, -1)
+    return (
+      module.apply(params, batch, method="encode"),
+      module.apply(params, z, method="decode"),
+    )
+
+  return fn
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_unchanged_under_its_permutations(name):
+  module, inputs, groups, part = MODELS[name]
+  params = random_params(module, *inputs)
+  fn = two_halves(module) if "vae" in name else module.apply
+  symmetry = assert_unchanged(fn, params, *inputs)
+  found = len(symmetry.groups), permute.permutable_fraction(symmetry, params)
+  assert found[0] >= groups and found[1] >= part, (found, permute.describe(symmetry))
+
+
+def reconstruct(params, batch):
+  means, logvars = MULTIMODAL.apply(params, batch, method="encode")
+  z, _ = product_of_experts(means, logvars, jnp.ones(means.shape[:2], bool))
+  return MULTIMODAL.apply(params, z, method="decode")
+
+
+def test_latents_that_stay_inside_are_units_too():
+  params = random_params(MULTIMODAL, BATCH)
+  outside = permute.find_symmetry(two_halves(MULTIMODAL), params, BATCH)
+  inside = assert_unchanged(reconstruct, params, BATCH, seeds=1)
+  sizes = [sorted(s.groups.values()) for s in (inside, outside)]
+  # The shared four, and those private to image and sound.
+  assert sizes[0] == sorted([*sizes[1], 4, 2, 3]), permute.describe(inside)
