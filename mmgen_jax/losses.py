@@ -7,41 +7,93 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+Logits = Float[Array, "b"]
+softplus, relu = jax.nn.softplus, jax.nn.relu
+
 
 class AdversarialLoss(NamedTuple):
   """A GAN objective as two functions of discriminator logits.
 
   Attributes:
     discriminator: (real logits [b], fake logits [b]) -> [b], which D descends.
-    generator: (fake logits [b]) -> [b], which G descends.
+    generator: (fake logits [b], real logits [b]) -> [b], which G descends. Only the
+      relativistic losses look at the real ones; the others take the fake ones alone too.
   """
 
-  discriminator: Callable[[Array, Array], Float[Array, "b"]]
-  generator: Callable[[Array], Float[Array, "b"]]
+  discriminator: Callable[[Array, Array], Logits]
+  generator: Callable[..., Logits]
 
 
-def _non_saturating_d(real, fake):
-  return jax.nn.softplus(-real) + jax.nn.softplus(fake)
+def _not_relative(
+  d: Callable[[Array, Array], Array], g: Callable[[Array], Array]
+) -> AdversarialLoss:
+  """A loss whose generator does not look at the real logits."""
+  return AdversarialLoss(d, lambda fake, real=None: g(fake))
 
 
-def _hinge_d(real, fake):
-  return jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake)
-
-
-NON_SATURATING = AdversarialLoss(_non_saturating_d, lambda fake: jax.nn.softplus(-fake))
+NON_SATURATING = _not_relative(
+  lambda real, fake: softplus(-real) + softplus(fake), lambda fake: softplus(-fake)
+)
 """softplus(-D(x)) + softplus(D(G(z))), and softplus(-D(G(z))) for G.
 
 Goodfellow et al., "Generative Adversarial Nets", 2014, section 3,
 https://arxiv.org/abs/1406.2661.
 """
 
-HINGE = AdversarialLoss(_hinge_d, lambda fake: -fake)
+HINGE = _not_relative(
+  lambda real, fake: relu(1.0 - real) + relu(1.0 + fake), lambda fake: -fake
+)
 """relu(1 - D(x)) + relu(1 + D(G(z))), and -D(G(z)) for G.
 
 Lim and Ye, "Geometric GAN", 2017, https://arxiv.org/abs/1705.02894.
 """
 
-ADVERSARIAL = {"non_saturating": NON_SATURATING, "hinge": HINGE}
+LEAST_SQUARES = _not_relative(
+  lambda real, fake: 0.5 * (jnp.square(real - 1.0) + jnp.square(fake)),
+  lambda fake: 0.5 * jnp.square(fake - 1.0),
+)
+"""(D(x) - 1)^2 / 2 + D(G(z))^2 / 2, and (D(G(z)) - 1)^2 / 2 for G.
+
+Mao et al., "Least Squares Generative Adversarial Networks", 2017, eq. 9,
+https://arxiv.org/abs/1611.04076.
+"""
+
+WASSERSTEIN = _not_relative(lambda real, fake: fake - real, lambda fake: -fake)
+"""D(G(z)) - D(x), and -D(G(z)) for G; D must be kept Lipschitz by a penalty.
+
+Arjovsky, Chintala and Bottou, "Wasserstein GAN", 2017, https://arxiv.org/abs/1701.07875.
+"""
+
+RELATIVISTIC = AdversarialLoss(
+  lambda real, fake: softplus(fake - real), lambda fake, real: softplus(real - fake)
+)
+"""softplus(-(D(x) - D(G(z)))), and softplus(-(D(G(z)) - D(x))) for G: RpGAN.
+
+Each example is paired with one sample. Jolicoeur-Martineau, "The relativistic
+discriminator", 2018, section 4.1, https://arxiv.org/abs/1807.00734; Huang et al., "The
+GAN is dead; long live the GAN!", 2024, eq. 2, https://arxiv.org/abs/2501.05441.
+"""
+
+
+def _average(better: Array, worse: Array) -> Logits:
+  return softplus(worse.mean() - better) + softplus(worse - better.mean())
+
+
+RELATIVISTIC_AVERAGE = AdversarialLoss(_average, _average)
+"""softplus(-(D(x) - E D(G(z)))) + softplus(D(G(z)) - E D(x)), the converse for G: RaGAN.
+
+Jolicoeur-Martineau, 2018, section 4.2, https://arxiv.org/abs/1807.00734. The means are
+those of the logits given, so they depend on how a batch is cut into parts.
+"""
+
+ADVERSARIAL = {
+  "non_saturating": NON_SATURATING,
+  "hinge": HINGE,
+  "least_squares": LEAST_SQUARES,
+  "wasserstein": WASSERSTEIN,
+  "relativistic": RELATIVISTIC,
+  "relativistic_average": RELATIVISTIC_AVERAGE,
+}
 
 
 def make_adversarial(name: str) -> AdversarialLoss:
@@ -56,7 +108,7 @@ def make_adversarial(name: str) -> AdversarialLoss:
 
 
 def gradient_penalty(
-  logits: Callable[[Array], Float[Array, "b"]], x: Float[Array, "b ..."]
+  logits: Callable[[Array], Logits], x: Float[Array, "b ..."]
 ) -> Float[Array, "b"]:
   """||grad_x D(x)||^2 per example: R1 on real, R2 on generated examples.
 
@@ -64,8 +116,47 @@ def gradient_penalty(
   eq. 9, https://arxiv.org/abs/1801.04406 (there with a factor gamma / 2, left to the
   caller). `logits` must treat examples independently.
   """
-  grads = jax.grad(lambda x: logits(x).astype(jnp.float32).sum())(x)
-  return jnp.square(grads.astype(jnp.float32)).reshape(len(x), -1).sum(-1)
+  return logits_and_penalty(logits, x)[1]
+
+
+def logits_and_penalty(
+  logits: Callable[[Array], Logits], x: Float[Array, "b ..."]
+) -> tuple[Logits, Float[Array, "b"]]:
+  """`logits(x)`, and `gradient_penalty(logits, x)` from the same forward pass.
+
+  With real and generated examples together in x, R1 and R2 cost one backward pass.
+  """
+  value, pullback = jax.vjp(lambda x: logits(x).astype(jnp.float32), x)
+  (slope,) = pullback(jnp.ones_like(value))
+  return value, jnp.square(slope.astype(jnp.float32)).reshape(len(x), -1).sum(-1)
+
+
+def wasserstein_penalty(
+  logits: Callable[[Array], Logits],
+  real: Float[Array, "b ..."],
+  fake: Float[Array, "b ..."],
+  share: Float[Array, "b"],
+) -> Float[Array, "b"]:
+  """(||grad D(s x + (1 - s) G(z))|| - 1)^2 per example, with s = `share` ~ U(0, 1).
+
+  Gulrajani et al., "Improved Training of Wasserstein GANs", 2017, eq. 3,
+  https://arxiv.org/abs/1704.00028.
+  """
+  share = share.reshape(-1, *[1] * (real.ndim - 1))
+  square = gradient_penalty(logits, share * real + (1.0 - share) * fake)
+  # The root has no gradient at 0, where a discriminator that starts at zero is.
+  return jnp.square(jnp.sqrt(jnp.maximum(square, 1e-12)) - 1.0)
+
+
+def lecam_penalty(
+  real: Logits, fake: Logits, mean_real: Array | float, mean_fake: Array | float
+) -> Float[Array, "b"]:
+  """(D(x) - mean_fake)^2 + (D(G(z)) - mean_real)^2, of moving averages of the logits.
+
+  Tseng et al., "Regularizing Generative Adversarial Networks under Limited Data", 2021,
+  eq. 5, https://arxiv.org/abs/2104.03310.
+  """
+  return jnp.square(real - mean_fake) + jnp.square(fake - mean_real)
 
 
 def gaussian_kl(

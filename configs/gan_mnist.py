@@ -1,0 +1,104 @@
+"""GANs of MNIST at 32 px: R3GAN, small enough for a CPU, and what came before it.
+
+Huang et al., "The GAN is dead; long live the GAN! A Modern Baseline GAN", 2024,
+https://arxiv.org/abs/2501.05441: relativistic loss, R1 and R2, no normalisation.
+
+  export MMGEN_DATA_DIR=...   # holds MNIST, prepared by TFDS (see the README)
+  python launch.py --config=configs/gan_mnist.py --workdir=runs/gan_mnist
+  python benchmarks/gan_mnist.py --workdir=runs/gan_mnist
+
+Variants: `:conditional` (by digit); `:dcgan` (DCGAN with spectral normalisation and the
+hinge loss); `:resnet` (SNGAN's networks, same loss; slow on a CPU); `:published` (the
+paper's networks, batch and schedules for StackedMNIST, 10 million images: for
+accelerators).
+
+Differences of the small one: one position of the finest stage is a patch of 4 x 4 pixels,
+one residual block per stage, a larger rate, a short burn-in.
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+  config = common.defaults("gan")
+  config.batch_size = 32
+  config.data.name = "images"
+  config.data.options = {"tfds": "mnist", "size": 32}
+  config.model = {
+    "modality": "image",
+    "label": "label",
+    "classes": 0,  # 0: unconditional; else the number of classes of `label`
+    "latent": 64,
+    "net": "r3gan",
+    "widths": {"image": (128, 96)},  # of the stages, coarsest first
+    "disc_widths": {"image": (128, 96)},
+    "blocks": 1,
+    "group_size": 16,
+    "patch": 4,
+  }
+  # R2 has the weight of R1: gamma / 2.
+  config.loss = {"gan": "relativistic", "r1_gamma": 1.0, "r1_fraction": 1, "r2": True}
+  config.optim = common.optim(1e-3, b1=0.0)
+  config.disc_optim = common.optim(1e-3, b1=0.0)
+  config.burn_in = {  # (start, end), half a cosine in between
+    "images": 30_000,
+    "learning_rate": (1e-3, 5e-4),
+    "b2": (0.9, 0.99),
+    "gamma": (1.0, 0.1),
+    "half_life_images": (0.0, 2000.0),
+  }
+  config.train_steps = config.save_steps = config.sample_steps = 3000
+  return common.variant(
+    config,
+    arg,
+    conditional=conditional,
+    dcgan=dcgan,
+    resnet=resnet,
+    published=published,
+    smoke=smoke,
+  )
+
+
+def conditional(config):
+  config.model.classes = 10
+
+
+def dcgan(config):
+  """Published rates of DCGAN: Adam at 2e-4 with b1 = 0.5."""
+  config.model.net = "dcgan"
+  config.loss = {"gan": "hinge", "r1_gamma": 0.0, "r1_fraction": 1, "r2": False}
+  for widths in (config.model.widths, config.model.disc_widths):
+    with widths.ignore_type():
+      widths.image = 32
+  with config.unlocked():
+    del config.burn_in
+  config.optim = common.optim(2e-4, b1=0.5)
+  config.disc_optim = common.optim(2e-4, b1=0.5)
+
+
+def resnet(config):
+  dcgan(config)
+  config.model.net = "resnet"
+
+
+def published(config):
+  config.batch_size = 512
+  config.updates_per_dispatch = 1
+  config.train_steps = 10_000_000 // config.batch_size
+  config.save_steps = config.sample_steps = 1000
+  config.bfloat16 = True
+  config.model.update(
+    widths={"image": (768,) * 4},
+    disc_widths={"image": (768,) * 4},
+    blocks=2,
+    patch=1,
+  )
+  config.burn_in.update(
+    images=2_000_000,
+    learning_rate=(2e-4, 2e-4),
+    half_life_images=(0.0, 500_000.0),
+  )
+
+
+def smoke(config):
+  common.smoke(config)
