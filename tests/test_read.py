@@ -252,7 +252,10 @@ def test_a_set_stored_another_way_is_refused(tmp_path):
 @pytest.mark.parametrize(
   "call, message",
   [
-    (lambda: data.load("nonsense", "train", "x"), "'digits', 'factors', 'folder', 'images'"),
+    (
+      lambda: data.load("nonsense", "train", "x"),
+      "'digits', 'factors', 'folder', 'images'",
+    ),
     (lambda: data.spec("nonsense"), "no data set is called 'nonsense'"),
     (lambda: data.spec("digits", sise=3), r"no option \['sise'\]; it has \['frames'"),
     (lambda: data.load("digits", "tset", "x"), "no split 'tset'; it has"),
