@@ -6,19 +6,21 @@
   python launch.py --workdir=runs/seed1              # goes on with that run's config
   python launch.py --workdir=runs/seed1 --mode=report
   python launch.py --mode=fuse --ingredients=runs/a,runs/b --workdir=runs/soup
+  python launch.py --mode=compare --config=configs/study_fusion.py --workdir=runs/study
 
 The same command goes on from where the workdir stopped. On several hosts, start it on
 each with --distributed (see deploy/). Exit codes: mmgen_jax/process.py.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
-MODES = ("train", "evaluate", "sample", "report", "fuse")
+MODES = ("train", "evaluate", "sample", "report", "fuse", "compare")
 
 config_flags.DEFINE_config_file(
   "config", None, "A file of configs/, with :variant; --config.field=value overrides."
@@ -37,6 +39,11 @@ flags.DEFINE_list(
 flags.DEFINE_string("method", "average", "To fuse: see METHODS in mmgen_jax/fuse.py.")
 flags.DEFINE_string("base", None, "To fuse: what the ingredients were fine-tuned from.")
 flags.DEFINE_multi_string("option", [], "To fuse: name=value, the value as JSON.")
+flags.DEFINE_integer("workers", 1, "To compare: runs at a time; 0: only the page.")
+flags.DEFINE_integer(
+  "index", None, "To compare: do one run of the sweep, or (-1) what all of them need."
+)
+flags.DEFINE_float("budget_minutes", None, "To compare: what training may cost.")
 flags.DEFINE_bool("distributed", False, "Be one of several processes.")
 flags.DEFINE_string("coordinator", None, "host:port; default: found by the cluster.")
 flags.DEFINE_integer("num_processes", None, "With --coordinator.")
@@ -95,12 +102,51 @@ def fuse() -> None:
   print(f"{FLAGS.workdir}: {record['method']} of {len(record['ingredients'])}")
 
 
+def compare() -> None:
+  """Runs a sweep to its end, or one run of it, and writes the page."""
+  from mmgen_jax import checkpoint, process, report, sweep, workers
+
+  if FLAGS.config is None:
+    raise ValueError("--config is missing: a file that has get_sweep")
+  flag = FLAGS["config"]
+  path = config_flags.get_config_filename(flag)
+  overrides = config_flags.get_override_values(flag)
+  trials = sweep.load(path, overrides)
+  if FLAGS.dry_run:
+    for i, trial in enumerate(trials):
+      known = sweep.status(FLAGS.workdir, trial) if FLAGS.workdir else ""
+      print(i, trial.id, known, *[f"(of {', '.join(trial.needs)})"] * bool(trial.needs))
+    return
+  workdir = checkpoint.local_directory(FLAGS.workdir)
+  data_dir = FLAGS.data_dir or os.environ.get("MMGEN_DATA_DIR") or workdir / "data"
+  sweep.check(trials, workdir)
+  process.use_compile_cache(workdir)
+  say = lambda message: print(f"mmgen_jax: {message}", file=sys.stderr, flush=True)
+  if FLAGS.index is not None:
+    if not -1 <= FLAGS.index < len(trials):
+      raise ValueError(f"--index is from -1 to {len(trials) - 1}, got {FLAGS.index}")
+    if FLAGS.index == -1:
+      sweep.prepare(trials, data_dir, say)
+      return
+    trial = trials[FLAGS.index]
+    sweep.run(trial, trials, workdir, data_dir, say=say)
+    report.write(sweep.folder_of(workdir, trial))
+    return
+  if FLAGS.workers:
+    command = [sys.executable, __file__, "--mode=compare", f"--config={path}"]
+    command += [f"--config.{n}={v}" for n, v in overrides.items()]
+    command += [f"--workdir={workdir}", f"--data_dir={data_dir}"]
+    do = lambda i: [*command, f"--index={i}"]
+    workers.run_all(trials, workdir, do, workers=FLAGS.workers, say=say)
+  print(report.compare.write(trials, workdir, FLAGS.budget_minutes))
+
+
 def run() -> None:
   """Does what the flags say."""
   from mmgen_jax import process
 
-  if FLAGS.mode == "fuse":
-    fuse()
+  if FLAGS.mode in ("fuse", "compare"):
+    fuse() if FLAGS.mode == "fuse" else compare()
     return
   if FLAGS.distributed:
     process.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)

@@ -16,6 +16,16 @@ def load(path: str) -> ml_collections.ConfigDict:
   Raises:
     FileNotFoundError: if there is no such file.
   """
+  return call(path, "get_config")
+
+
+def call(path: str, function: str) -> Any:
+  """What a function of a config file returns for the argument after the colon.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it has no such function.
+  """
   file, _, argument = str(path).partition(":")
   if not Path(file).is_file():
     raise FileNotFoundError(f"no config file {file!r}")
@@ -26,7 +36,9 @@ def load(path: str) -> ml_collections.ConfigDict:
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config(argument or None)
+  if not hasattr(module, function):
+    raise ValueError(f"config file {file!r} has no function {function}")
+  return getattr(module, function)(argument or None)
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

@@ -5,6 +5,7 @@ of the split `config.eval.split` ("test" unless it says otherwise) that training
 saw, and the same generation for every direction in one compiled pass.
 """
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmgen_jax import checkpoint, pictures, provenance, records, scores
+from mmgen_jax import checkpoint, manifest, pictures, provenance, records, scores
 from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
 from mmgen_jax.data.examples import Examples
@@ -24,8 +25,8 @@ from mmgen_jax.state import State
 from mmgen_jax.steps import STEPS
 
 SHOWN = 12  # examples in pictures
-# Splits that hold out something of one modality: what is given must have that one.
-HOLDS_OUT = {"test_speaker": "audio"}
+# Splits that hold out something; if of one kind, what is given must have that one.
+HOLDS_OUT = {"test_speaker": "audio", "test_combinations": None}
 
 Say = Callable[[str], None]
 
@@ -37,6 +38,15 @@ def _say(message: str) -> None:
 
 def _load(config, split: str, data_dir) -> Examples:
   return datasets.load(config.data.name, split, data_dir, **config.data.options)
+
+
+def make_judges(
+  config, data_dir, names, *, extract: bool = True, say: Say = _say
+) -> judges.Judges:
+  """The judges of a config's data set, whichever of its modalities a run trains on."""
+  options = {k: v for k, v in config.data.options.items() if k != "modalities"}
+  train = datasets.load(config.data.name, "train", data_dir, **options)
+  return judges.make(train, names, Path(data_dir) / "judges", extract=extract, say=say)
 
 
 def _data_dir(workdir, data_dir) -> Path:
@@ -55,7 +65,12 @@ def load_state(config, workdir, modalities) -> tuple[State, int]:
 
 
 def _entries(
-  setting: scores.Setting, samples: Samples, reads: scores.Reads, floor, say: Say
+  config,
+  setting: scores.Setting,
+  samples: Samples,
+  reads: scores.Reads,
+  floor,
+  say: Say,
 ) -> list[scores.Entry]:
   """Every entry that one split of held-out examples gives."""
   judged = scores.described(setting, setting.judges.readers)
@@ -69,7 +84,8 @@ def _entries(
     held = {name for name, m in modalities.items() if m.kind == kind}
     return [e for e in entries if held & set(e["given"] or ())]
   entries += scores.reconstruction_entries(setting, samples)
-  entries += scores.loss_entries(setting, samples)
+  entries += scores.loss_entries(setting, samples, _likelihood(config, samples))
+  entries += scores.mode_entries(setting, reads, judged)
   return entries + scores.distance_entries(setting, samples, floor, say)
 
 
@@ -98,17 +114,18 @@ def evaluate(
   origin = provenance.provenance(fingerprint)
   out, by = [], None
   extra = [s for s in HOLDS_OUT if s in _splits(config)]
+  extra += [s for s in config.eval.get("also", ()) if s not in (split, *extra)]
   for name in (split, *extra):
     examples = held_out if name == split else _load(config, name, data_dir)
     count = min(config.eval.num_examples, len(examples))
     say(f"evaluating step {step} on {count} examples of {examples.name}/{name}")
     indices = np.arange(count)
     samples = sampler(state.ema, examples, indices, config.seed, say)
-    by = by or judges.make(train, list(samples.values), data_dir / "judges", say=say)
+    by = by or make_judges(config, data_dir, list(samples.values), say=say)
     setting = scores.Setting(examples, indices, by, config.eval.bootstrap)
-    floor = _some_real(train, by.extractors, count)
+    floor = {} if name == "train" else _some_real(train, by.extractors, count)
     reads = scores.read_all(setting, samples)
-    entries = _entries(setting, samples, reads, floor, say)
+    entries = _entries(config, setting, samples, reads, floor, say)
     context = records.context(config, examples, count, step, origin)
     out += records.complete(entries, context)
     if name == split:
@@ -118,6 +135,44 @@ def evaluate(
   path = records.write(workdir, step, out)
   say(f"{len(out)} records in {path}, {time.time() - started:.0f} s")
   return records.read(workdir, step)
+
+
+def _likelihood(config, samples: Samples) -> str:
+  """What a run's log-likelihoods are of: modalities, family, noise."""
+  m, loss = config.model.to_dict(), config.loss.to_dict()
+  noise = {k: m[k] for k in ("likelihood", "scales", "learned_scale") if k in m}
+  noise |= {"binarise": True} if loss.get("binarise") else {}
+  return json.dumps([sorted(samples.values), noise], sort_keys=True)
+
+
+def make_score(config, data_dir, loss: str = "elbo", split: str = "validation"):
+  """`score({path: array}) -> float`: minus a held-out loss, or a held-out ELBO.
+
+  Of the averaged parameters ("ema/...") on as many examples as evaluation takes, such as
+  `fuse.greedy_soup` wants.
+
+  Raises:
+    ValueError: if the family's evaluation step gives no such loss.
+  """
+  examples = _load(config, split, data_dir)
+  count = min(config.eval.num_examples, len(examples))
+  sampler = make_sampler(config, examples.modalities, batch_size=config.eval.batch_size)
+  family: Any = STEPS[config.family]
+  like = jax.eval_shape(
+    lambda: family.init(jax.random.key(0), config, examples.modalities)
+  )
+  flat, structure = jax.tree_util.tree_flatten_with_path(like.ema)
+  names = [manifest.path_name(path) for path, _ in flat]
+  sign = 1.0 if loss in ("elbo", "logp") else -1.0
+
+  def score(arrays) -> float:
+    ema = structure.unflatten([arrays[f"ema/{name}"] for name in names])
+    losses = sampler(ema, examples, np.arange(count), config.seed).losses
+    if loss not in losses:
+      raise ValueError(f"{config.family} has no held-out {loss!r}: {sorted(losses)}")
+    return sign * float(np.mean(losses[loss], dtype=np.float64))
+
+  return score
 
 
 def _splits(config) -> tuple[str, ...]:
@@ -192,10 +247,8 @@ def make_on_samples(
     ema = jax.tree.map(_local, state.ema)
     samples = sampler(ema, examples, indices, config.seed)
     if len(prepared) == 1:
-      train, names = _load(config, "train", data_dir), list(samples.values)
-      prepared.append(
-        judges.make(train, names, data_dir / "judges", extract=False, say=say)
-      )
+      names = list(samples.values)
+      prepared.append(make_judges(config, data_dir, names, extract=False, say=say))
     setting = scores.Setting(examples, indices, prepared[1])
     reads = scores.read_all(setting, samples)
     coherent = {

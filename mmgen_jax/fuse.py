@@ -13,6 +13,7 @@ workdir has from the first ingredient.
 import inspect
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,6 +139,12 @@ def _dare(trees, base, *, drop=0.9, scales=1.0, seed=0) -> Merged:
   return _task_arithmetic(thin, base, scales=scales)
 
 
+def _last(trees) -> Merged:
+  (tree,) = trees
+  raw = lambda name: tree[re.sub("^ema/", "params/", name)]
+  return {name: raw(name) for name in tree}, {}
+
+
 METHODS: dict[str, Callable[..., Merged]] = {
   "average": _average,
   "linear": _linear,
@@ -146,6 +153,7 @@ METHODS: dict[str, Callable[..., Merged]] = {
   "task_arithmetic": _task_arithmetic,
   "ties": _ties,
   "dare": _dare,
+  "last": _last,  # of one: the parameters of the last update, not their averages
 }
 
 

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,6 +118,13 @@ def read_metrics(workdir) -> list[dict[str, Any]]:
     except json.JSONDecodeError:
       continue
   return records
+
+
+def training_secs(metrics: Sequence[Mapping[str, Any]]) -> float:
+  """Seconds between the first and the last line, without the pauses between starts."""
+  gaps = [b["time"] - a["time"] for a, b in zip(metrics, metrics[1:], strict=False)]
+  usual = sorted(gaps)[len(gaps) // 2] if gaps else 0.0
+  return sum(gap for gap in gaps if gap < 20 * usual + 60)
 
 
 def _open_lines(path: Path, step: int):

@@ -135,6 +135,7 @@ def protocol(record: Record) -> tuple:
     record["samples"],
     json.dumps(record.get("reference"), sort_keys=True),
     record["weights"],
+    record.get("of", ""),
     measured_with("judge"),
     measured_with("extractor"),
   )

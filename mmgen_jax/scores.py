@@ -15,7 +15,7 @@ from jaxtyping import Bool
 
 from mmgen_jax.data.examples import Examples
 from mmgen_jax.generate import Samples, Subset
-from mmgen_jax.metrics import bootstrap, coherence, frechet
+from mmgen_jax.metrics import bootstrap, coherence, frechet, modes
 from mmgen_jax.metrics.judges import Judge, Judges, as_judge, describe
 
 Entry = dict[str, Any]
@@ -156,6 +156,32 @@ def coherence_entries(s: Setting, reads: Reads, judged) -> list[Entry]:
   return entries
 
 
+def mode_entries(s: Setting, reads: Reads, judged) -> list[Entry]:
+  """How many combinations of attributes samples of the prior have, and how evenly.
+
+  `modes/count` of those that there can be ("total"), read of readable samples, and
+  `modes/reverse_kl` against the real examples' own shares, in nats.
+  """
+  entries = []
+  for (given, target), read in reads.items():
+    sizes = [len(s.examples.label_names.get(name, ())) for name in sorted(read)]
+    readable = coherence.readable(read)
+    if given or not all(sizes) or not readable.any():
+      continue
+    number = lambda labels, sizes=sizes: np.ravel_multi_index(
+      [labels[name] for name in sorted(labels)], sizes
+    )
+    total = int(np.prod(sizes))
+    real = np.bincount(number(s.truth(read)), minlength=total) + 0.5  # none is 0
+    made = number({name: x[readable] for name, x in read.items()})
+    found = modes.modes(made, total, real)
+    shared = {"given": [], "target": target, "judge": judged[target]}
+    shared |= {"interval": None, "samples": len(readable), "total": total}
+    entries.append({"metric": "modes/count", "value": found.count, **shared})
+    entries.append({"metric": "modes/reverse_kl", "value": found.reverse_kl, **shared})
+  return entries
+
+
 def reconstruction_entries(s: Setting, samples: Samples) -> list[Entry]:
   """Errors of every target that was among what was given."""
   entries = []
@@ -172,10 +198,17 @@ def reconstruction_entries(s: Setting, samples: Samples) -> list[Entry]:
   return entries
 
 
-def loss_entries(s: Setting, samples: Samples) -> list[Entry]:
-  """The held-out means of what the evaluation step gives."""
+def loss_entries(s: Setting, samples: Samples, of: str = "") -> list[Entry]:
+  """The held-out means of what the evaluation step gives.
+
+  Args:
+    s: the setting.
+    samples: what was made.
+    of: what the likelihoods are of; losses of unlike likelihoods do not compare.
+  """
+  shared = {"given": None, "target": None, "of": of}
   return [
-    _mean(s, f"loss/{name}", np.asarray(x, np.float64), given=None, target=None)
+    _mean(s, f"loss/{name}", np.asarray(x, np.float64), **shared)
     for name, x in sorted(samples.losses.items())
   ]
 

@@ -21,7 +21,8 @@ ORDER = [
   {"loop", "describe", "process"},
   {"metrics"},
   {"generate", "records", "scores", "pictures"},
-  {"evaluate"},
+  {"evaluate", "comparison", "recommendation"},
+  {"sweep", "workers"},
   {"report"},
 ]
 

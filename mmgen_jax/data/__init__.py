@@ -1,11 +1,12 @@
 """Data sets by name. `load` gives the examples of a split, `spec` what is in a set."""
 
+import dataclasses
 import importlib
 import inspect
 import os
 from typing import Any
 
-from mmgen_jax.data.examples import Column, Examples, Spec
+from mmgen_jax.data.examples import Column, Examples, Spec, select
 
 DATASETS = {  # name -> the module that has its `spec` and `load`
   "sprites": "mmgen_jax.data.sprites",
@@ -29,7 +30,7 @@ def _checked(name: str, options: dict[str, Any]) -> Any:
   """The module of a data set, if it knows the options."""
   module = _module(name)
   known = list(inspect.signature(module.spec).parameters)
-  unknown = sorted(set(options) - set(known))
+  unknown = sorted(set(options) - {*known, "modalities"})
   if unknown:
     raise ValueError(f"data set {name!r} has no option {unknown}; it has {known}")
   return module
@@ -37,7 +38,12 @@ def _checked(name: str, options: dict[str, Any]) -> Any:
 
 def spec(name: str, **options) -> Spec:
   """What a data set holds: modalities, labels, splits; reads as little as it can."""
-  return _checked(name, options).spec(**options)
+  module, modalities = _checked(name, options), options.pop("modalities", ())
+  found = module.spec(**options)
+  if not modalities:
+    return found
+  kept = select(found.modalities, modalities, name)
+  return dataclasses.replace(found, modalities=kept)
 
 
 def load(name: str, split: str, data_dir: str | os.PathLike, **options) -> Examples:
@@ -47,10 +53,13 @@ def load(name: str, split: str, data_dir: str | os.PathLike, **options) -> Examp
     name: one of `DATASETS`.
     split: "train", "validation" or "test"; "digits" also has "test_speaker".
     data_dir: where TFDS sets are and own ones are prepared; may be a bucket.
-    **options: of the data set; its module's `spec` names them.
+    **options: of the data set; its module's `spec` names them. Of any set:
+      `modalities`, the names of those that are wanted.
 
   Raises:
     ValueError: for an unknown set, split or option, or for data that are no good.
     FileNotFoundError: where something has to be fetched first; says how.
   """
-  return _checked(name, options).load(split, data_dir, **options)
+  module, modalities = _checked(name, options), options.pop("modalities", ())
+  examples = module.load(split, data_dir, **options)
+  return examples.select(modalities) if modalities else examples

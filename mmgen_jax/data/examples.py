@@ -179,13 +179,16 @@ class Examples:
 
   def select(self, names: Sequence[str]) -> "Examples":
     """The same examples with only the modalities named."""
-    unknown = sorted(set(names) - set(self.modalities))
-    if unknown:
-      raise ValueError(
-        f"{self.name} has no modality {unknown}; it has {sorted(self.modalities)}"
-      )
     return dataclasses.replace(
       self,
-      modalities={n: m for n, m in self.modalities.items() if n in names},
-      columns={n: c for n, c in self.columns.items() if n in names},
+      modalities=select(self.modalities, names, self.name),
+      columns=select(self.columns, names, self.name),
     )
+
+
+def select(named: Mapping[str, Any], names: Sequence[str], data: str) -> dict[str, Any]:
+  """Those of a data set's modalities, or columns, that are in `names`."""
+  unknown = sorted(set(names) - set(named))
+  if unknown:
+    raise ValueError(f"{data} has no modality {unknown}; it has {sorted(named)}")
+  return {n: x for n, x in named.items() if n in names}

@@ -15,6 +15,7 @@ from mmgen_jax.data.examples import Column, Examples, Spec
 FRAMES, MELS = 32, 32
 SIZES = (32, 64)
 VERSION = 1  # of what `load` makes of the stored records
+SPLITS = ("train", "validation", "test")
 _STARTS = {"train": 0, "validation": 2**40, "test": 2**41}  # of the splits' indices
 
 
@@ -26,6 +27,7 @@ def spec(
   train_examples: int = 30_000,
   validation_examples: int = 3_000,
   test_examples: int = 3_000,
+  hold_out: int = 0,
 ) -> Spec:
   """Image size x size x 3, caption (words), sound (log-mel); a label per attribute.
 
@@ -36,6 +38,9 @@ def spec(
     train_examples: how many; the first ones are the same however many there are.
     validation_examples: how many.
     test_examples: how many.
+    hold_out: k > 1 keeps one combination of attributes in k out of every split, those
+      whose attributes' numbers sum to a multiple of k; they are in "test_combinations",
+      out of the examples that "test" would have had. Every value is still seen.
 
   Raises:
     ValueError: if an option is none of these.
@@ -48,6 +53,10 @@ def spec(
   for count in (train_examples, validation_examples, test_examples):
     if not 1 <= count < 2**31:
       raise ValueError(f"a split has from 1 to 2^31 - 1 examples, got {count!r}")
+  if hold_out and (hold_out < 2 or len(names) < 2):
+    raise ValueError(
+      f"hold_out is 0, or 2 and more from level 2 on, got {hold_out!r} at level {level}"
+    )
   values = {name: sprites_render.NAMES[name] for name in names}
   words = {word for every in values.values() for one in every for word in one.split()}
   words |= {"at"} if level >= 4 else set()
@@ -61,6 +70,7 @@ def spec(
       "sound": modality.audio(FRAMES, MELS, sprites_sound.SAMPLE_RATE_HZ),
     },
     values,
+    (*SPLITS, "test_combinations") if hold_out else SPLITS,
   )
 
 
@@ -74,6 +84,7 @@ def load(
   train_examples: int = 30_000,
   validation_examples: int = 3_000,
   test_examples: int = 3_000,
+  hold_out: int = 0,
 ) -> Examples:
   """The examples of one split; see `spec` for the options.
 
@@ -89,9 +100,11 @@ def load(
     level=level,
     size=size,
     seed=seed,
+    hold_out=hold_out,
     **{f"{name}_examples": count for name, count in counts.items()},
   )
   about.check_split(split)
+  wanted, split = split, "test" if split == "test_combinations" else split
   ranges = {name: (_STARTS[name], count) for name, count in counts.items()}
   # Not the other splits' sizes: they change nothing in this one.
   what = {"name": "sprites", "version": VERSION, "level": level, "size": size}
@@ -112,14 +125,20 @@ def load(
     what=what,
     data_dir=data_dir,
   )
+  labels = {name: np.asarray(columns[f"label_{name}"]) for name in about.label_names}
+  rows, more = None, {}
+  if hold_out:
+    held_out = sum(labels.values()) % hold_out == 0
+    rows = np.flatnonzero(held_out == (wanted == "test_combinations")).astype(np.int32)
+    labels, more = {k: v[rows] for k, v in labels.items()}, {"hold_out": hold_out}
   return Examples(
     "sprites",
-    split,
+    wanted,
     about.modalities,
-    {name: np.asarray(columns[f"label_{name}"]) for name in about.label_names},
+    labels,
     about.label_names,
-    {name: Column(columns[name]) for name in about.modalities},
-    read.fingerprint(**what, split=split),
+    {name: Column(columns[name], rows) for name in about.modalities},
+    read.fingerprint(**what, split=wanted, **more),
   )
 
 

@@ -5,12 +5,11 @@ anywhere: config.json, provenance.json, metrics.jsonl, records/, samples/.
 """
 
 from pathlib import Path
-from typing import Any
 
 from mmgen_jax import records
-from mmgen_jax.log import duration
+from mmgen_jax.log import duration, training_secs
 from mmgen_jax.provenance import write_atomically
-from mmgen_jax.report import page, samples, tables, training
+from mmgen_jax.report import compare, page, samples, tables, training
 from mmgen_jax.report.page import esc
 from mmgen_jax.report.run import (
   Run,
@@ -23,7 +22,7 @@ from mmgen_jax.report.run import (
   value,
 )
 
-__all__ = ["Run", "headline", "headline_text", "read", "render", "write"]
+__all__ = ["Run", "compare", "headline", "headline_text", "read", "render", "write"]
 
 
 def write(workdir) -> Path:
@@ -67,7 +66,7 @@ def _header(run: Run) -> str:
   if last:
     facts.append(("step", f"{last['step']:,} of {c.get('train_steps', 0):,}"))
     facts.append(("examples seen", f"{last['step'] * c.get('batch_size', 0):,}"))
-    facts.append(("training time", duration(_spent(run.metrics))))
+    facts.append(("training time", duration(training_secs(run.metrics))))
   facts.append(("seed", c.get("seed", "?")))
   if data.get("missing_rate"):
     facts.append(("modalities hidden in training", f"{data['missing_rate']:.0%}"))
@@ -83,13 +82,6 @@ def _header(run: Run) -> str:
     f'<p class="over">{esc(run.name)}</p><h1>{esc(_title(run))}</h1>'
     f'<ul class="facts">{listed}</ul>{_notes(run)}{cards}'
   )
-
-
-def _spent(metrics: list[dict[str, Any]]) -> float:
-  """Seconds of training, without the pauses between starts."""
-  gaps = [b["time"] - a["time"] for a, b in zip(metrics, metrics[1:], strict=False)]
-  usual = sorted(gaps)[len(gaps) // 2] if gaps else 0.0
-  return sum(gap for gap in gaps if gap < 20 * usual + 60)
 
 
 def _notes(run: Run) -> str:

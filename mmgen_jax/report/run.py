@@ -109,7 +109,11 @@ def headline(run: Run) -> list[tuple[str, records.Record]]:
   out = []
   for r in run.records:
     split = "" if r["data"]["split"] in ("test", "validation") else r["data"]["split"]
-    suffix = f" ({split.removeprefix('test_')}s never heard)" if split else ""
+    if split == "train":
+      continue
+    never = "seen" if split == "test_combinations" else "heard"
+    suffix = f" ({split.removeprefix('test_').rstrip('s')}s never {never})"
+    suffix = suffix if split else ""
     given = r["given"] or ()
     if r["metric"] == "joint_coherence/strict":
       out.insert(0, ("everything from the prior", r))

@@ -1,0 +1,226 @@
+"""Which method to choose, in plain words, from what was measured and what it costs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from mmgen_jax import comparison, records
+from mmgen_jax.comparison import Column, Summary
+
+# Metrics that say most, one per question; all others stay in the tables.
+MAIN = (
+  *("joint_coherence/strict", "coherence/strict", "frechet", "readable"),
+  *("modes/count", "loss/elbo", "accuracy"),
+)
+
+
+class Verdict(NamedTuple):
+  """The best method by one column.
+
+  Attributes:
+    column: the column.
+    best: the method with the best mean.
+    second: the next one.
+    gap: (how much better, low, high), Welch's interval; above 0 is better.
+    apart: whether that interval is above 0: the seeds tell the two apart.
+  """
+
+  column: Column
+  best: str
+  second: str
+  gap: tuple[float, float, float]
+  apart: bool
+
+
+class Recommendation(NamedTuple):
+  """What to choose.
+
+  Attributes:
+    method: by mean rank over `shared`; None if no method is affordable.
+    affordable: methods whose training costs at most the budget.
+    dear: the others.
+    ranks: {affordable method: mean rank over `shared`}.
+    shared: the main columns that every affordable method has.
+    verdicts: one per main column that two affordable methods have.
+    cheaper: methods that cost less than the chosen one and that the seeds tell apart
+      from it in no shared column.
+  """
+
+  method: str | None
+  affordable: list[str]
+  dear: list[str]
+  ranks: dict[str, float]
+  shared: list[Column]
+  verdicts: list[Verdict]
+  cheaper: list[str]
+
+
+def main_columns(columns: Sequence[Column], split: str) -> list[Column]:
+  """The columns of `MAIN` on one split, but reconstructions of what was given."""
+  out = []
+  for metric in MAIN:
+    for c in columns:
+      r = c.record
+      given = r["given"] or ()
+      if r["metric"] == metric and r["data"]["split"] == split and c.better:
+        if not given or r["target"] not in given:
+          out.append(c)
+  return out
+
+
+def verdict(column: Column, methods: Sequence[str]) -> Verdict | None:
+  """The best of the methods that a column has; None if it has fewer than two."""
+  cells = {m: column.cells[m] for m in methods if m in column.cells}
+  order = sorted(cells, key=lambda m: -column.better * cells[m].mean)
+  if len(order) < 2:
+    return None
+  best, second = order[:2]
+  a, b = ([column.better * value for value in cells[m].values] for m in (best, second))
+  gap = comparison.difference(a, b)
+  return Verdict(column, best, second, gap, gap[1] > 0)
+
+
+def ranks(columns: Sequence[Column], methods: Sequence[str]) -> dict[str, float]:
+  """Mean rank of each method over columns that have all of them; ties share theirs."""
+  total = dict.fromkeys(methods, 0.0)
+  for c in columns:
+    scores = {m: -c.better * c.cells[m].mean for m in methods}
+    for m in methods:
+      below = sum(s < scores[m] for s in scores.values())
+      equal = sum(s == scores[m] for s in scores.values())
+      total[m] += below + (equal + 1) / 2
+  return {m: t / max(1, len(columns)) for m, t in total.items()}
+
+
+def recommend(
+  columns: Sequence[Column],
+  costs: Mapping[str, Mapping[str, Summary]],
+  split: str,
+  budget_secs: float | None = None,
+) -> Recommendation:
+  """The method of the best mean rank among those that a budget affords.
+
+  Args:
+    columns: from `comparison.columns`.
+    costs: from `comparison.costs`.
+    split: whose columns count.
+    budget_secs: of training, all that a run is made from included; None: any.
+  """
+  limit = math.inf if budget_secs is None else budget_secs
+  affordable = [m for m in costs if costs[m]["train_secs"].mean <= limit]
+  dear = [m for m in costs if m not in affordable]
+  mine = main_columns(columns, split)
+  shared = [c for c in mine if affordable and all(m in c.cells for m in affordable)]
+  verdicts = [v for c in mine if (v := verdict(c, affordable)) is not None]
+  rank = ranks(shared, affordable)
+  secs = lambda m: costs[m]["train_secs"].mean
+  method = min(affordable, key=lambda m: (rank[m], secs(m)), default=None)
+  cheaper = []
+  for m in affordable if method else ():
+    if m != method and secs(m) < secs(method):
+      pairs = [verdict(c, [m, method]) for c in shared]
+      if shared and not any(v and v.apart and v.best == method for v in pairs):
+        cheaper.append(m)
+  return Recommendation(method, affordable, dear, rank, shared, verdicts, cheaper)
+
+
+def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
+  """The names of points (cost, quality) that no other beats in one and equals in other.
+
+  Cheapest first.
+  """
+  front = []
+  for name, (cost, quality) in points.items():
+    beaten = any(
+      c <= cost and q >= quality and (c, q) != (cost, quality)
+      for c, q in points.values()
+    )
+    if not beaten:
+      front.append(name)
+  return sorted(front, key=lambda name: points[name][0])
+
+
+def name_of(r: records.Record) -> str:
+  """A metric and its direction in words."""
+  target = r["target"]
+  target = target if isinstance(target, str) else " + ".join(target or ())
+  names = {
+    "frechet": "Frechet distance",
+    "coherence/strict": "coherence",
+    "joint_coherence/strict": "joint coherence",
+    "modes/count": "modes",
+    "loss/elbo": "held-out ELBO",
+  }
+  name = names.get(r["metric"], r["metric"].replace("/", " "))
+  if r["given"] is None:
+    return name
+  return f"{name}, {' + '.join(r['given']) if r['given'] else 'prior'} → {target}"
+
+
+def _secs(value: float) -> str:
+  return f"{value:.0f} s" if value < 120 else f"{value / 60:.1f} min"
+
+
+def number(r: records.Record, value: float) -> str:
+  """A value of a record's metric, or a difference of two; shares in percent."""
+  if r["metric"].startswith(("coherence/", "joint_coherence/", "readable", "accuracy")):
+    return f"{100 * value:.1f} %"
+  return f"{value:.3g}"
+
+
+def words(
+  r: Recommendation,
+  costs: Mapping[str, Mapping[str, Summary]],
+  budget_secs: float | None = None,
+) -> list[str]:
+  """The recommendation as sentences, weakest claim that the figures allow."""
+  budget = "" if budget_secs is None else f" for {_secs(budget_secs)} of training"
+  if r.method is None:
+    least = min((c["train_secs"].mean for c in costs.values()), default=math.nan)
+    return [f"No method is affordable{budget}; the cheapest takes {_secs(least)}."]
+  out = []
+  spent = _secs(costs[r.method]["train_secs"].mean)
+  if len(r.affordable) == 1:
+    out.append(f"Only {r.method} is affordable{budget} ({spent}).")
+  elif not r.shared:
+    out.append(f"No measure is common to all {len(r.affordable)} methods{budget}.")
+  else:
+    order = sorted(r.ranks, key=lambda m: r.ranks[m])
+    others = ", ".join(f"{m} {r.ranks[m]:.1f}" for m in order if m != r.method)
+    listed = "; ".join(name_of(c.record) for c in r.shared)
+    out.append(
+      f"Choose {r.method}{budget}: it takes {spent} and has the best mean rank,"
+      f" {r.ranks[r.method]:.1f}, over what all methods share ({listed}). The others:"
+      f" {others}."
+    )
+    apart = [v for v in r.verdicts if v.column in r.shared and v.apart]
+    mine = [v for v in apart if v.best == r.method]
+    if mine:
+      text = "; ".join(_told(v) for v in mine)
+      out.append(f"The seeds tell it apart from the next best in: {text}.")
+    else:
+      out.append(
+        "In none of these do the seeds tell it apart from the next best: with as few"
+        " seeds as these, take that as a tie."
+      )
+  if r.cheaper:
+    listed = ", ".join(f"{m} ({_secs(costs[m]['train_secs'].mean)})" for m in r.cheaper)
+    out.append(f"Cheaper, and in no shared measure shown to be worse: {listed}.")
+  rest = [v for v in r.verdicts if v.column not in r.shared]
+  if rest:
+    out.append("Of measures that only some have: " + "; ".join(map(_told, rest)) + ".")
+  if r.dear:
+    listed = ", ".join(f"{m} ({_secs(costs[m]['train_secs'].mean)})" for m in r.dear)
+    out.append(f"Beyond the budget: {listed}.")
+  return out
+
+
+def _told(v: Verdict) -> str:
+  r, cells = v.column.record, v.column.cells
+  best, second = (number(r, cells[m].mean) for m in (v.best, v.second))
+  text = f"{name_of(r)}: {v.best} {best} against {v.second} {second}"
+  if math.isnan(v.gap[1]):
+    return f"{text} (one seed: no interval)"
+  low, high = (number(r, x) for x in v.gap[1:])
+  apart = "" if v.apart else ", not told apart"
+  return f"{text} (difference {number(r, v.gap[0])}, 95 % {low} to {high}{apart})"

@@ -1,0 +1,332 @@
+"""A sweep's folder -> compare.html and compare.md: which method, and how sure that is."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mmgen_jax import comparison, recommendation, sweep
+from mmgen_jax.comparison import Column, Run, Summary
+from mmgen_jax.provenance import write_atomically
+from mmgen_jax.recommendation import name_of, number
+from mmgen_jax.report import page, scatter
+from mmgen_jax.report.page import esc
+
+DASH = '<span class="faint">–</span>'
+
+
+class Compared(NamedTuple):
+  """All that the page shows.
+
+  Attributes:
+    name: of the folder.
+    runs: every run.
+    split: that most is said of.
+    columns: every metric under every protocol.
+    costs: {method: {cost: Summary}}.
+    budget_secs: what training may cost; None: anything.
+  """
+
+  name: str
+  runs: list[Run]
+  split: str
+  columns: list[Column]
+  costs: dict[str, dict[str, Summary]]
+  budget_secs: float | None
+
+  @property
+  def methods(self) -> list[str]:
+    """The rows, in the order of the sweep."""
+    return comparison.methods(self.runs)
+
+
+def write(trials: Sequence[sweep.Trial], workdir, budget_minutes=None) -> Path:
+  """Writes <workdir>/compare.html and compare.md, prints the advice; the page's path."""
+  workdir = Path(workdir).absolute()
+  c = compare(sweep.read(trials, workdir), workdir.name, budget_minutes)
+  write_atomically(workdir / "compare.md", markdown(c))
+  path = workdir / "compare.html"
+  write_atomically(path, render(c))
+  print("\n".join(_advice(c)))
+  return path
+
+
+def compare(runs: list[Run], name: str, budget_minutes=None) -> Compared:
+  """What there is to compare of some runs."""
+  splits = [r.records[0]["data"]["split"] for r in runs if r.records]
+  secs = None if budget_minutes is None else 60.0 * budget_minutes
+  columns = comparison.columns(runs)
+  costs = comparison.costs(runs)
+  return Compared(name, runs, splits[0] if splits else "", columns, costs, secs)
+
+
+def _advice(c: Compared) -> list[str]:
+  if not c.costs:
+    return ["No run is finished yet."]
+  found = recommendation.recommend(c.columns, c.costs, c.split, c.budget_secs)
+  return recommendation.words(found, c.costs, c.budget_secs)
+
+
+def render(c: Compared) -> str:
+  """The whole page as HTML."""
+  sections = [
+    ("advice", "Advice", _advice_section(c)),
+    ("quality", "Quality", _quality(c)),
+    ("pareto", "Cost against quality", _pareto(c)),
+    ("stability", "Stability", _stability(c)),
+    ("generalisation", "Generalisation", _generalisation(c)),
+    ("cost", "Cost", _cost(c)),
+    ("all", "All measures", _all(c)),
+    ("runs", "Runs", _runs(c)),
+  ]
+  done = sum(r.status == "finished" for r in c.runs)
+  seeds = {r.seed for r in c.runs if r.shown}
+  devices = sorted({r.outcome["device"] for r in c.runs if "device" in r.outcome})
+  data = sorted({r.records[0]["data"]["name"] for r in c.runs if r.records})
+  facts = [("methods", len(c.methods)), ("seeds", len(seeds))]
+  facts += [("runs finished", f"{done} of {len(c.runs)}"), ("data", ", ".join(data))]
+  facts += [("on", ", ".join(devices))] * bool(devices)
+  if c.budget_secs is not None:
+    facts.append(("budget", f"{c.budget_secs / 60:g} min of training"))
+  listed = "".join(f"<li>{esc(k)} <b>{esc(v)}</b></li>" for k, v in facts)
+  header = (
+    f'<p class="over">{esc(c.name)}</p><h1>Which method?</h1>'
+    f'<ul class="facts">{listed}</ul><p class="note">{esc(_advice(c)[0])}</p>'
+  )
+  return page.document(f"{c.name} · mmgen_jax", header, sections)
+
+
+def _advice_section(c: Compared) -> str:
+  sentences = "".join(f"<p>{esc(text)}</p>" for text in _advice(c))
+  lead = "From the figures below alone. Two methods are told apart where Welch's 95 %"
+  lead += " interval of their difference over seeds does not hold zero; several such"
+  lead += " intervals are looked at, and none is widened for that."
+  return page.section("advice", "Advice", sentences, lead=esc(lead))
+
+
+def _cell(r, s: Summary | None, best: bool = False):
+  if s is None:
+    return DASH
+  text, n = esc(number(r, s.mean)), len(s.values)
+  small = "1 seed"
+  if n > 1:
+    small = f"{number(r, s.low)} to {number(r, s.high)}"
+  text = f"{text}<small>{esc(small)}</small>"
+  return (text, 0.22) if best else text
+
+
+def _row(c: Column, methods: Sequence[str]) -> list:
+  """Cells of one column of `comparison`, one per method, the best one tinted."""
+  verdict = recommendation.verdict(c, methods) if c.better else None
+  best = verdict.best if verdict else None
+  return [_cell(c.record, c.cells.get(m), m == best) for m in methods]
+
+
+def _arrow(c: Column) -> str:
+  return {1: " ↑", -1: " ↓", 0: ""}[c.better]
+
+
+def _grid(columns: Sequence[Column], methods: Sequence[str], caption: str) -> str:
+  """A table of methods by measures: few measures, many methods."""
+  cells = [_row(c, methods) for c in columns]
+  rows = [[esc(m), *(column[i] for column in cells)] for i, m in enumerate(methods)]
+  head = ["", *(esc(name_of(c.record) + _arrow(c)) for c in columns)]
+  return page.table(head, rows, caption) if columns else ""
+
+
+def _quality(c: Compared) -> str:
+  main = recommendation.main_columns(c.columns, c.split)
+  done = [m for m in c.methods if m in c.costs]
+  shared = [k for k in main if all(m in k.cells for m in done)]
+  rest = [k for k in main if k not in shared]
+  some = [m for m in done if any(m in k.cells for k in rest)]
+  small = f"<small>split {esc(c.split)}; mean and 95 % interval over seeds</small>"
+  parts = [_grid(shared, done, f"What every method can be asked {small}")]
+  # Directions go down, methods across: there are many of them.
+  rows = [[esc(name_of(k.record) + _arrow(k)), *_row(k, some)] for k in rest]
+  if rows:
+    head = ["", *map(esc, some)]
+    parts.append(page.table(head, rows, f"Where it applies {small}"))
+  lead = (
+    "Arrows point to better; the best mean of each measure is tinted. Intervals are"
+  )
+  lead += " Student's t over training seeds."
+  return page.section("quality", "Quality", *parts, lead=esc(lead))
+
+
+def _pareto(c: Compared) -> str:
+  figures = []
+  main = recommendation.main_columns(c.columns, c.split)
+  wide = sorted(main, key=lambda k: -len(k.cells))[:4]
+  for k in wide:
+    points = {
+      m: scatter.Point(c.costs[m]["train_secs"].mean, s.mean, s.low, s.high)
+      for m, s in k.cells.items()
+    }
+    quality = {m: (p.x, k.better * p.y) for m, p in points.items()}
+    front = recommendation.pareto(quality)
+    title = name_of(k.record) + _arrow(k)
+    drawing = scatter.scatter(points, front, title, "seconds of training")
+    figures.append(f"<figure><figcaption>{esc(title)}</figcaption>{drawing}</figure>")
+  body = f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+  lead = "Large dots, joined: no other method is both cheaper and better. Training of"
+  lead += " all that a method is made from counts."
+  return page.section("pareto", "Cost against quality", body, lead=esc(lead))
+
+
+def _stability(c: Compared) -> str:
+  main = recommendation.main_columns(c.columns, c.split)
+  done = [m for m in c.methods if m in c.costs]
+  shared = [k for k in main if all(m in k.cells for m in done)]
+  rows = []
+  for m in c.methods:
+    t = comparison.troubles(c.runs, m)
+    cells = [
+      f"{t['finished']} of {t['runs']}",
+      t["diverged"],
+      t["failed"],
+      t["skipped"],
+    ]
+    spread = [
+      number(k.record, k.cells[m].deviation)
+      if m in k.cells and not math.isnan(k.cells[m].deviation)
+      else "–"
+      for k in shared
+    ]
+    rows.append([esc(m), *(esc(x) for x in cells + spread)])
+  head = ["", "finished", "diverged", "failed", "updates skipped"]
+  head += [esc(f"sd of {name_of(k.record)}") for k in shared]
+  lead = "Standard deviations over seeds of what every method has; with n seeds each is"
+  lead += " itself uncertain by about 1 / sqrt(2 (n - 1)) of its size."
+  table = page.table(head, rows) if rows else ""
+  return page.section("stability", "Stability", table, lead=esc(lead))
+
+
+def _generalisation(c: Compared) -> str:
+  done = [m for m in c.methods if m in c.costs]
+  splits = {k.record["data"]["split"] for k in c.columns} - {c.split}
+  parts = []
+  for split in sorted(splits):
+    found = comparison.gaps(c.runs, [split])
+    rows = []
+    for gap in found:
+      r = {"metric": gap.metric, "given": gap.given, "target": gap.target}
+      if gap.metric not in (*recommendation.MAIN, "kid", "reconstruction/mse"):
+        continue
+      rows.append([esc(name_of(r)), *(_cell(r, gap.cells.get(m)) for m in done)])
+    what = "held out less trained on" if split == "train" else f"{c.split} less {split}"
+    caption = f"{esc(what)} <small>how much worse the former is than the latter"
+    if split != "train":
+      caption = f"{esc(split)} against {esc(c.split)} <small>how much worse the former"
+      caption += " is"
+    caption += "; above 0: it generalises that much less</small>"
+    if rows:
+      parts.append(page.table(["", *map(esc, done)], rows, caption))
+  return page.section("generalisation", "Generalisation", *parts)
+
+
+_UNITS = {
+  "parameters": lambda x: f"{x:,.0f}",
+  "train_secs": lambda x: f"{x:,.1f} s",
+  "train_flops": lambda x: f"{x / 1e12:,.3g} TFLOP",
+  "memory_bytes": lambda x: f"{x / 2**30:,.2f} GiB",
+  "evaluate_secs": lambda x: f"{x:,.1f} s",
+}
+
+
+def _cost(c: Compared) -> str:
+  names = {
+    "parameters": "parameters",
+    "train_secs": "training, after compilation",
+    "train_flops": "training, FLOPs",
+    "memory_bytes": "peak memory",
+    "evaluate_secs": "evaluation",
+  }
+  rows = []
+  for m, cost in c.costs.items():
+    cells = []
+    for name in names:
+      s = cost[name]
+      text = _UNITS[name](s.mean)
+      if name.endswith("_secs") and not math.isnan(s.low):
+        text += f"<small>{s.low:,.1f} to {s.high:,.1f}</small>"
+      cells.append(text)
+    rows.append([esc(m), *cells])
+  lead = "Per finished run, all that it is made from included. FLOPs are XLA's count of"
+  lead += " the step before optimisation. Memory is the process's own (or one"
+  lead += " accelerator's), at its highest in training."
+  table = page.table(["", *map(esc, names.values())], rows) if rows else ""
+  return page.section("cost", "Cost", table, lead=esc(lead))
+
+
+def _all(c: Compared) -> str:
+  done = [m for m in c.methods if m in c.costs]
+  rows, seen = [], {}
+  for k in c.columns:
+    r = k.record
+    about = f"split {r['data']['split']}, n = {r['samples']:,}"
+    name = f"{esc(name_of(r) + _arrow(k))}<small>{esc(about)}</small>"
+    rows.append([name, *_row(k, done)])
+    where = (r["metric"], str(r["given"]), str(r["target"]), r["data"]["split"])
+    seen.setdefault(where, []).append(k)
+  unlike = [ks for ks in seen.values() if len(ks) > 1]
+  notes = "".join(
+    f"<li>{esc(name_of(ks[0].record))}: "
+    + esc("; ".join(", ".join(k.cells) for k in ks))
+    + "</li>"
+    for ks in unlike
+  )
+  if notes:
+    notes = (
+      '<p class="lead">Measured under unlike protocols (likelihoods, judges, numbers of'
+      f" examples), so not to be compared across the semicolons:</p><ul>{notes}</ul>"
+    )
+  head = ["", *map(esc, done)]
+  title = f"{len(rows)} measures, each under one protocol"
+  body = page.details(title, page.table(head, rows)) if rows else ""
+  return page.section("all", "All measures", notes, body)
+
+
+def _runs(c: Compared) -> str:
+  rows = []
+  for r in c.runs:
+    said = esc(r.outcome.get("error", ""))
+    linked = r.status == "finished" and r.shown
+    link = f'<a href="runs/{esc(r.id)}/report.html">{esc(r.id)}</a>'
+    secs = r.outcome.get("train_secs")
+    spent = f"{secs:,.1f} s" if secs is not None else ""
+    rows.append([link if linked else esc(r.id), esc(r.status), spent, said])
+  table = page.table(["", "status", "own training", "error"], rows)
+  return page.section("runs", "Runs", table)
+
+
+def markdown(c: Compared) -> str:
+  """The advice, main measures and costs as Markdown, for a results page."""
+  done = [m for m in c.methods if m in c.costs]
+  main = recommendation.main_columns(c.columns, c.split)
+  lines = [*_advice(c), ""]
+  head = ["measure", *done]
+  lines += [_line(head), _line(["---"] * len(head))]
+  for k in main:
+    cells = [_text(k.record, k.cells.get(m)) for m in done]
+    lines.append(_line([name_of(k.record) + _arrow(k), *cells]))
+  for name, unit in _UNITS.items():
+    if done:
+      text = [unit(c.costs[m][name].mean) for m in done]
+      lines.append(_line([name.replace("_", " "), *text]))
+  troubles: Mapping = {m: comparison.troubles(c.runs, m) for m in done}
+  counts = [f"{t['finished']} of {t['runs']}" for t in troubles.values()]
+  lines.append(_line(["runs finished", *counts]))
+  return "\n".join(lines) + "\n"
+
+
+def _text(r, s: Summary | None) -> str:
+  if s is None:
+    return ""
+  if math.isnan(s.low):
+    return number(r, s.mean)
+  return f"{number(r, s.mean)} ({number(r, s.low)} to {number(r, s.high)})"
+
+
+def _line(cells: Sequence[str]) -> str:
+  return f"| {' | '.join(cells)} |"
