@@ -35,7 +35,10 @@ def launch(*arguments, **env):
     ([SMOKE, "--config.sed=1"], "no field 'sed' Did you mean \"seed\""),
     ([SMOKE, "--config.seed=one"], "--config.seed=one: invalid literal for int"),
     ([SMOKE, "--wordkir=x"], "Unknown command line flag 'wordkir'"),
-    ([SMOKE, "--mode=tain"], "should be one of <train|evaluate|sample|report|fuse|compare>"),
+    (
+      [SMOKE, "--mode=tain"],
+      "should be one of <train|evaluate|sample|report|fuse|compare>",
+    ),
     ([SMOKE, "stray"], "unexpected argument 'stray'"),
     ([SMOKE], "--workdir is missing"),
     ([SMOKE, "--workdir={tmp}", "--num_processes=2"], "need --distributed"),
