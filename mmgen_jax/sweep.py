@@ -239,7 +239,10 @@ def _do(trial: Trial, trials: Sequence[Trial], workdir, data_dir, say) -> dict:
   started = time.time()
   if trial.shown:
     evaluate.evaluate(config, folder, data_dir, say=say)
-  result = _result(trial, config, folder, memory, time.time() - started)
+  secs = time.time() - started
+  by_id = {t.id: t for t in trials}
+  first = resolve(by_id[trial.start], trials).train_steps if trial.start else 0
+  result = _result(trial, config, first, folder, memory, secs)
   write_atomically(folder / RESULT, json.dumps(result, indent=1))
   return result
 
@@ -298,12 +301,12 @@ def peak_memory_bytes() -> dict[str, int]:
   return found | ({"device": max(peaks)} if peaks else {})
 
 
-def _result(trial: Trial, config, folder: Path, memory, evaluate_secs) -> dict:
+def _result(trial: Trial, config, first: int, folder: Path, memory, secs) -> dict:
+  """What result.json says; `first` is the step that training went on from."""
   spec = datasets.spec(config.data.name, **config.data.options)
-  lines = log.read_metrics(folder) if not trial.fuse else []
-  updates = lines[-1]["step"] - (lines[0]["step"] if trial.start else 0) if lines else 0
+  lines = log.read_metrics(folder)
+  updates = 0 if trial.fuse else config.train_steps - first
   cost = describe.costs(config, spec)
-  skipped = sum(m.get("guard/skipped", 0.0) for m in lines)
   devices = provenance()["devices"]
   return {
     "id": trial.id,
@@ -315,14 +318,20 @@ def _result(trial: Trial, config, folder: Path, memory, evaluate_secs) -> dict:
     "config": config_lib.fingerprint(config),
     "step": max(checkpoint.steps(folder / "checkpoints")),
     "updates": updates,
-    "train_secs": round(log.training_secs(lines), 2),
-    "evaluate_secs": round(evaluate_secs, 2),
+    "train_secs": round(_train_secs(lines, updates), 2),
+    "evaluate_secs": round(secs, 2),
     "memory_bytes": memory,
     "parameters": cost["parameters"],
     "train_flops": cost["flops_per_step"] * updates,
-    "skipped_updates": skipped,
+    "skipped_updates": sum(m.get("guard/skipped", 0.0) for m in lines),
     "device": f"{devices['count']} x {devices['kind']} ({devices['platform']})",
   }
+
+
+def _train_secs(lines: Sequence[Mapping[str, Any]], updates: int) -> float:
+  """Of all updates, at the pace of those between the first line and the last."""
+  between = lines[-1]["step"] - lines[0]["step"] if lines else 0
+  return log.training_secs(lines) * updates / between if between else 0.0
 
 
 def read(trials: Sequence[Trial], workdir) -> list[Run]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from scipy.optimize import linear_sum_assignment
 
 from mmgen_jax.fusion.equivariance import walk
+from mmgen_jax.fusion.pages import release
 from mmgen_jax.fusion.permute import (
   Form,
   Permutations,
@@ -133,7 +134,11 @@ def _ascend(a, b, forms: list[Forms], symmetry, start, max_sweeps: int, seed: in
   used = [{g for form in f for g in groups_of(form)} for f in forms]
   keep = [i for i, groups in enumerate(used) if groups]
   a = {i: np.asarray(a[i], np.float32) for i in keep}
-  b = {i: permute_array(np.asarray(b[i], np.float32), found, forms[i]) for i in keep}
+  moved = {}
+  for i in keep:
+    moved[i] = permute_array(np.asarray(b[i], np.float32), found, forms[i])
+    release([b[i]])
+  b = moved
   touched = {g: t for g in found if (t := [i for i in keep if g in used[i]])}
   if start is None:
     _settle(a, b, forms, found, touched)
@@ -201,6 +206,7 @@ def _similarity(a, b, forms, group: int, touched: list[int], settled: Settled):
     for n, (x, y) in enumerate(zip(*rows, strict=True)):
       out = out + x @ y.T
       twice |= n > 0
+    release([a[i]])
   return out, twice
 
 

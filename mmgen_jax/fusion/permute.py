@@ -26,6 +26,7 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from mmgen_jax.fusion.axes import Atom, Axis, fix, new_axis, resolve
 from mmgen_jax.fusion.equivariance import Axes, constant_axes, propagate, walk
+from mmgen_jax.fusion.pages import release
 from mmgen_jax.fusion.weight import by_path
 
 Permutations = Mapping[int, Any]  # group -> int [size]; entry i comes from there
@@ -213,10 +214,11 @@ def apply_permutation(
   """
   check_permutations(permutations, symmetry)
   require_params(params, symmetry)
-  moved = [
-    permute_array(x, permutations, symmetry.forms[name])
-    for name, x in by_path(params).items()
-  ]
+  moved = []
+  for name, x in by_path(params).items():
+    moved.append(permute_array(x, permutations, symmetry.forms[name]))
+    if moved[-1] is not x:
+      release([x])
   return jax.tree.structure(params).unflatten(moved)
 
 

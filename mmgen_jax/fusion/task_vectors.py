@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from mmgen_jax.fusion.pages import release
 from mmgen_jax.fusion.weight import ByLayer, check_alike, merge_leaves
 
 
@@ -88,8 +89,11 @@ def trim_threshold(base: PyTree, tree: PyTree, keep: float) -> Float[Array, ""]:
   low, high = 0, 0x7F800000  # infinity
   while high - low > 1:
     middle = (low + high) // 2
-    counts = [_count_reaching(x, y, middle) for x, y in pairs]
-    if sum(map(int, counts)) >= wanted:
+    count = 0
+    for pair in pairs:
+      count += int(_count_reaching(*pair, middle))
+      release(pair)
+    if count >= wanted:
       low = middle
     else:
       high = middle

@@ -19,6 +19,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
+from mmgen_jax.fusion.pages import release
+
 ByLayer = Mapping[str, Any]  # a value for every path
 
 
@@ -54,8 +56,10 @@ def _check_leaf(name: str, i: int, x, first, finite: bool) -> None:
     raise ValueError(f"{name!r} is {want} in ingredient 0, {about} in ingredient {i}")
   if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
     raise ValueError(f"{name!r} is {about}: only floating-point arrays can be merged")
-  if finite and not isinstance(x, Tracer) and not _all_finite(x):
-    raise ValueError(f"{name!r} of ingredient {i} has entries that are not finite")
+  if finite and not isinstance(x, Tracer):
+    if not _all_finite(x):
+      raise ValueError(f"{name!r} of ingredient {i} has entries that are not finite")
+    release([x])
 
 
 @jax.jit
@@ -82,6 +86,9 @@ def merge_leaves(
     own = [s[name] if isinstance(s, Mapping) else s for s in settings]
     keys = {} if key is None else {"key": jax.random.fold_in(key, i)}
     out.append(_merge_leaf(f, xs, [jnp.asarray(s) for s in own], keys))
+    if any(isinstance(x, np.ndarray) for x in xs):
+      jax.block_until_ready(out[-1])
+      release(xs)
   return structure.unflatten(out)
 
 
