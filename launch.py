@@ -104,7 +104,7 @@ def fuse() -> None:
 
 def compare() -> None:
   """Runs a sweep to its end, or one run of it, and writes the page."""
-  from mmgen_jax import checkpoint, process, report, sweep, workers
+  from mmgen_jax import checkpoint, process, report, sweep
 
   if FLAGS.config is None:
     raise ValueError("--config is missing: a file that has get_sweep")
@@ -125,14 +125,18 @@ def compare() -> None:
   if FLAGS.index is not None:
     if not -1 <= FLAGS.index < len(trials):
       raise ValueError(f"--index is from -1 to {len(trials) - 1}, got {FLAGS.index}")
+    from mmgen_jax import trial
+
     if FLAGS.index == -1:
-      sweep.prepare(trials, data_dir, say)
+      trial.prepare(trials, data_dir, say)
       return
-    trial = trials[FLAGS.index]
-    sweep.run(trial, trials, workdir, data_dir, say=say)
-    report.write(sweep.folder_of(workdir, trial))
+    chosen = trials[FLAGS.index]
+    trial.run(chosen, trials, workdir, data_dir, say=say)
+    report.write(sweep.folder_of(workdir, chosen))
     return
   if FLAGS.workers:
+    from mmgen_jax import workers
+
     command = [sys.executable, __file__, "--mode=compare", f"--config={path}"]
     command += [f"--config.{n}={v}" for n, v in overrides.items()]
     command += [f"--workdir={workdir}", f"--data_dir={data_dir}"]

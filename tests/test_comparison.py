@@ -163,7 +163,9 @@ def test_advice_calls_a_tie_a_tie():
 def test_page_and_markdown(tmp_path):
   runs = [*study(), run("c<d>", 0, status="failed", outcome={"error": "<b>boom</b>"})]
   c = compare.compare(runs, "study", budget_minutes=1.0)
-  text = compare.render(c)
+  line = {"elbo": [1.0, 3.0, 2.0]}
+  text = compare.render(c, {"vae": {"naive": line, "matched": line}})
+  assert "vae: elbo" in text and "<td>1.5</td>" in text
   # Well-formed, nothing fetched, nothing executed; the links are to runs beside it.
   parse(text.replace('href="runs/', 'href="#'))
   assert "&lt;b&gt;boom&lt;/b&gt;" in text and "<b>boom" not in text

@@ -22,7 +22,7 @@ ORDER = [
   {"metrics"},
   {"generate", "records", "scores", "pictures"},
   {"evaluate", "comparison", "recommendation"},
-  {"sweep", "workers"},
+  {"sweep", "trial", "workers"},
   {"report"},
 ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmgen_jax import comparison, sweep, workers
+from mmgen_jax import comparison, sweep, trial, workers
 from mmgen_jax.loop import Stopped
 from mmgen_jax.sweep import Trial
 
@@ -168,9 +168,9 @@ def test_a_sweep_from_the_command_line(tmp_path):
   (tmp_path / "configs" / "vae_sprites.py").symlink_to(ROOT / "configs/vae_sprites.py")
   trials = sweep.load(path)
   done = []
-  sweep.prepare(trials, tmp_path / "data", done.append)
-  for trial in trials:
-    sweep.run(trial, trials, tmp_path, tmp_path / "data", say=lambda message: None)
+  trial.prepare(trials, tmp_path / "data", done.append)
+  for each in trials:
+    trial.run(each, trials, tmp_path, tmp_path / "data", say=lambda message: None)
   assert {sweep.status(tmp_path, t) for t in trials} == {"finished"}
   runs = sweep.read(trials, tmp_path)
   costs = comparison.costs(runs)

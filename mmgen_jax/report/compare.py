@@ -1,74 +1,46 @@
 """A sweep's folder -> compare.html and compare.md: which method, and how sure that is."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from mmgen_jax import comparison, recommendation, sweep
-from mmgen_jax.comparison import Column, Run, Summary
+from mmgen_jax.comparison import Column, Summary
 from mmgen_jax.provenance import write_atomically
 from mmgen_jax.recommendation import name_of, number
-from mmgen_jax.report import page, scatter
+from mmgen_jax.report import barriers, page, scatter
+from mmgen_jax.report.compared import (
+  ARROWS,
+  UNITS,
+  Compared,
+  advice,
+  compare,
+  markdown,
+)
 from mmgen_jax.report.page import esc
 
 DASH = '<span class="faint">–</span>'
 
 
-class Compared(NamedTuple):
-  """All that the page shows.
-
-  Attributes:
-    name: of the folder.
-    runs: every run.
-    split: that most is said of.
-    columns: every metric under every protocol.
-    costs: {method: {cost: Summary}}.
-    budget_secs: what training may cost; None: anything.
-  """
-
-  name: str
-  runs: list[Run]
-  split: str
-  columns: list[Column]
-  costs: dict[str, dict[str, Summary]]
-  budget_secs: float | None
-
-  @property
-  def methods(self) -> list[str]:
-    """The rows, in the order of the sweep."""
-    return comparison.methods(self.runs)
-
-
 def write(trials: Sequence[sweep.Trial], workdir, budget_minutes=None) -> Path:
-  """Writes <workdir>/compare.html and compare.md, prints the advice; the page's path."""
+  """Writes <workdir>/compare.html and compare.md, prints the advice; the page's path.
+
+  Curves of <workdir>/barriers.json (benchmarks/barrier_generative.py) are shown too.
+  """
   workdir = Path(workdir).absolute()
   c = compare(sweep.read(trials, workdir), workdir.name, budget_minutes)
   write_atomically(workdir / "compare.md", markdown(c))
   path = workdir / "compare.html"
-  write_atomically(path, render(c))
-  print("\n".join(_advice(c)))
+  kept = workdir / "barriers.json"
+  pairs = json.loads(kept.read_text())["curves"] if kept.exists() else {}
+  write_atomically(path, render(c, pairs))
+  print("\n".join(advice(c)))
   return path
 
 
-def compare(runs: list[Run], name: str, budget_minutes=None) -> Compared:
-  """What there is to compare of some runs."""
-  splits = [r.records[0]["data"]["split"] for r in runs if r.records]
-  secs = None if budget_minutes is None else 60.0 * budget_minutes
-  columns = comparison.columns(runs)
-  costs = comparison.costs(runs)
-  return Compared(name, runs, splits[0] if splits else "", columns, costs, secs)
-
-
-def _advice(c: Compared) -> list[str]:
-  if not c.costs:
-    return ["No run is finished yet."]
-  found = recommendation.recommend(c.columns, c.costs, c.split, c.budget_secs)
-  return recommendation.words(found, c.costs, c.budget_secs)
-
-
-def render(c: Compared) -> str:
-  """The whole page as HTML."""
+def render(c: Compared, pairs: Mapping[str, barriers.Curves] | None = None) -> str:
+  """The whole page as HTML; `pairs` has barrier curves, where there are any."""
   sections = [
     ("advice", "Advice", _advice_section(c)),
     ("quality", "Quality", _quality(c)),
@@ -76,6 +48,7 @@ def render(c: Compared) -> str:
     ("stability", "Stability", _stability(c)),
     ("generalisation", "Generalisation", _generalisation(c)),
     ("cost", "Cost", _cost(c)),
+    ("barriers", "Barriers", barriers.section(pairs or {})),
     ("all", "All measures", _all(c)),
     ("runs", "Runs", _runs(c)),
   ]
@@ -91,13 +64,13 @@ def render(c: Compared) -> str:
   listed = "".join(f"<li>{esc(k)} <b>{esc(v)}</b></li>" for k, v in facts)
   header = (
     f'<p class="over">{esc(c.name)}</p><h1>Which method?</h1>'
-    f'<ul class="facts">{listed}</ul><p class="note">{esc(_advice(c)[0])}</p>'
+    f'<ul class="facts">{listed}</ul><p class="note">{esc(advice(c)[0])}</p>'
   )
   return page.document(f"{c.name} · mmgen_jax", header, sections)
 
 
 def _advice_section(c: Compared) -> str:
-  sentences = "".join(f"<p>{esc(text)}</p>" for text in _advice(c))
+  sentences = "".join(f"<p>{esc(text)}</p>" for text in advice(c))
   lead = "From the figures below alone. Two methods are told apart where Welch's 95 %"
   lead += " interval of their difference over seeds does not hold zero; several such"
   lead += " intervals are looked at, and none is widened for that."
@@ -122,15 +95,11 @@ def _row(c: Column, methods: Sequence[str]) -> list:
   return [_cell(c.record, c.cells.get(m), m == best) for m in methods]
 
 
-def _arrow(c: Column) -> str:
-  return {1: " ↑", -1: " ↓", 0: ""}[c.better]
-
-
 def _grid(columns: Sequence[Column], methods: Sequence[str], caption: str) -> str:
   """A table of methods by measures: few measures, many methods."""
   cells = [_row(c, methods) for c in columns]
   rows = [[esc(m), *(column[i] for column in cells)] for i, m in enumerate(methods)]
-  head = ["", *(esc(name_of(c.record) + _arrow(c)) for c in columns)]
+  head = ["", *(esc(name_of(c.record) + ARROWS[c.better]) for c in columns)]
   return page.table(head, rows, caption) if columns else ""
 
 
@@ -143,7 +112,7 @@ def _quality(c: Compared) -> str:
   small = f"<small>split {esc(c.split)}; mean and 95 % interval over seeds</small>"
   parts = [_grid(shared, done, f"What every method can be asked {small}")]
   # Directions go down, methods across: there are many of them.
-  rows = [[esc(name_of(k.record) + _arrow(k)), *_row(k, some)] for k in rest]
+  rows = [[esc(name_of(k.record) + ARROWS[k.better]), *_row(k, some)] for k in rest]
   if rows:
     head = ["", *map(esc, some)]
     parts.append(page.table(head, rows, f"Where it applies {small}"))
@@ -165,7 +134,7 @@ def _pareto(c: Compared) -> str:
     }
     quality = {m: (p.x, k.better * p.y) for m, p in points.items()}
     front = recommendation.pareto(quality)
-    title = name_of(k.record) + _arrow(k)
+    title = name_of(k.record) + ARROWS[k.better]
     drawing = scatter.scatter(points, front, title, "seconds of training")
     figures.append(f"<figure><figcaption>{esc(title)}</figcaption>{drawing}</figure>")
   body = f'<div class="charts">{"".join(figures)}</div>' if figures else ""
@@ -225,15 +194,6 @@ def _generalisation(c: Compared) -> str:
   return page.section("generalisation", "Generalisation", *parts)
 
 
-_UNITS = {
-  "parameters": lambda x: f"{x:,.0f}",
-  "train_secs": lambda x: f"{x:,.1f} s",
-  "train_flops": lambda x: f"{x / 1e12:,.3g} TFLOP",
-  "memory_bytes": lambda x: f"{x / 2**30:,.2f} GiB",
-  "evaluate_secs": lambda x: f"{x:,.1f} s",
-}
-
-
 def _cost(c: Compared) -> str:
   names = {
     "parameters": "parameters",
@@ -247,7 +207,7 @@ def _cost(c: Compared) -> str:
     cells = []
     for name in names:
       s = cost[name]
-      text = _UNITS[name](s.mean)
+      text = UNITS[name](s.mean)
       if name.endswith("_secs") and not math.isnan(s.low):
         text += f"<small>{s.low:,.1f} to {s.high:,.1f}</small>"
       cells.append(text)
@@ -265,7 +225,7 @@ def _all(c: Compared) -> str:
   for k in c.columns:
     r = k.record
     about = f"split {r['data']['split']}, n = {r['samples']:,}"
-    name = f"{esc(name_of(r) + _arrow(k))}<small>{esc(about)}</small>"
+    name = f"{esc(name_of(r) + ARROWS[k.better])}<small>{esc(about)}</small>"
     rows.append([name, *_row(k, done)])
     where = (r["metric"], str(r["given"]), str(r["target"]), r["data"]["split"])
     seen.setdefault(where, []).append(k)
@@ -298,35 +258,3 @@ def _runs(c: Compared) -> str:
     rows.append([link if linked else esc(r.id), esc(r.status), spent, said])
   table = page.table(["", "status", "own training", "error"], rows)
   return page.section("runs", "Runs", table)
-
-
-def markdown(c: Compared) -> str:
-  """The advice, main measures and costs as Markdown, for a results page."""
-  done = [m for m in c.methods if m in c.costs]
-  main = recommendation.main_columns(c.columns, c.split)
-  lines = [*_advice(c), ""]
-  head = ["measure", *done]
-  lines += [_line(head), _line(["---"] * len(head))]
-  for k in main:
-    cells = [_text(k.record, k.cells.get(m)) for m in done]
-    lines.append(_line([name_of(k.record) + _arrow(k), *cells]))
-  for name, unit in _UNITS.items():
-    if done:
-      text = [unit(c.costs[m][name].mean) for m in done]
-      lines.append(_line([name.replace("_", " "), *text]))
-  troubles: Mapping = {m: comparison.troubles(c.runs, m) for m in done}
-  counts = [f"{t['finished']} of {t['runs']}" for t in troubles.values()]
-  lines.append(_line(["runs finished", *counts]))
-  return "\n".join(lines) + "\n"
-
-
-def _text(r, s: Summary | None) -> str:
-  if s is None:
-    return ""
-  if math.isnan(s.low):
-    return number(r, s.mean)
-  return f"{number(r, s.mean)} ({number(r, s.low)} to {number(r, s.high)})"
-
-
-def _line(cells: Sequence[str]) -> str:
-  return f"| {' | '.join(cells)} |"
