@@ -57,7 +57,7 @@ class Trial(NamedTuple):
 
 def trial_id(name: str, seed: int = 0, budget: int | None = None) -> str:
   """The id of a trial."""
-  slug = re.sub(r"[^\w.+]+", "-", name).strip("-")
+  slug = re.sub(r"[^\w.]+", "-", name).strip("-")
   return "-".join([slug, *([str(budget)] if budget else []), f"seed{seed}"])
 
 
@@ -168,10 +168,11 @@ def check(trials: Sequence[Trial], workdir) -> None:
 
 def read(trials: Sequence[Trial], workdir) -> list[Run]:
   """Every run of a sweep as a comparison sees it, whatever has become of it."""
-  several = len({t.budget for t in trials if t.shown}) > 1
+  budgets = {name: {t.budget for t in trials if t.name == name} for name, *_ in trials}
   out = []
   for t in trials:
-    method = f"{t.name} ({t.budget:,} updates)" if several and t.budget else t.name
+    several = len(budgets[t.name]) > 1 and t.budget
+    method = f"{t.name} ({t.budget:,} updates)" if several else t.name
     folder, now = folder_of(workdir, t), status(workdir, t)
     found = records.read(folder) if now == "finished" and t.shown else []
     about = outcome(workdir, t)

@@ -226,3 +226,37 @@ def test_wrong_options_are_named(wrong):
 def test_unknown_splits_are_named(tmp_path):
   with pytest.raises(ValueError, match="tests"):
     sprites.load("tests", tmp_path)
+
+
+def test_combinations_that_are_held_out_are_in_a_split_of_their_own(tmp_path):
+  options = {"level": 3, "train_examples": 80, "validation_examples": 20}
+  options |= {"test_examples": 70}
+  load = lambda split, **more: data.load("sprites", split, tmp_path, **options, **more)
+  whole = {split: load(split) for split in ("train", "test")}
+  kept = {split: load(split, hold_out=5) for split in ("train", "test")}
+  out = load("test_combinations", hold_out=5)
+  total = lambda e: sum(e.labels.values())
+  assert (total(kept["train"]) % 5 > 0).all() and (total(out) % 5 == 0).all()
+  assert len(kept["test"]) + len(out) == len(whole["test"])
+  held = total(whole["test"]) % 5 == 0
+  np.testing.assert_array_equal(
+    out.rows(np.arange(len(out)))["image"],
+    whole["test"].rows(np.flatnonzero(held))["image"],
+  )
+  prints = {e.fingerprint for e in (*whole.values(), *kept.values(), out)}
+  assert len(prints) == 5
+  for name, values in kept["train"].labels.items():  # every value is still seen
+    assert set(values) == set(range(len(kept["train"].label_names[name])))
+  assert "test_combinations" not in data.spec("sprites").splits
+  with pytest.raises(ValueError, match="hold_out is 0"):
+    data.spec("sprites", level=1, hold_out=2)
+
+
+def test_any_set_can_be_had_with_some_of_its_modalities(tmp_path):
+  options = {"train_examples": 5, "validation_examples": 5, "test_examples": 5}
+  only = {"modalities": ("image",)}
+  found = data.load("sprites", "test", tmp_path, **options, **only)
+  assert set(found.modalities) == set(found.columns) == {"image"}
+  assert set(data.spec("sprites", **options, **only).modalities) == {"image"}
+  with pytest.raises(ValueError, match="has no modality"):
+    data.spec("sprites", modalities=("smell",))

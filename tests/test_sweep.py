@@ -1,5 +1,6 @@
 """A sweep runs to its end: skips, resumes, outlives failures; real processes."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 from mmgen_jax import comparison, sweep, trial, workers
 from mmgen_jax.loop import Stopped
+from mmgen_jax.metrics import judges
 from mmgen_jax.sweep import Trial
 
 ROOT = Path(__file__).parents[1]
@@ -162,7 +164,11 @@ def get_sweep(arg=None):
 """
 
 
-def test_a_sweep_from_the_command_line(tmp_path):
+def test_a_sweep_from_the_command_line(tmp_path, monkeypatch):
+  quick = dataclasses.replace(judges.RECIPES["sprites", "image"], steps=2, width=8)
+  monkeypatch.setattr(
+    judges, "RECIPES", {("sprites", kind): quick for kind in ("image", "audio")}
+  )
   path = config_file(tmp_path, SWEEP)
   (tmp_path / "configs" / "common.py").symlink_to(ROOT / "configs/common.py")
   (tmp_path / "configs" / "vae_sprites.py").symlink_to(ROOT / "configs/vae_sprites.py")
