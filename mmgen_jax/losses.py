@@ -1,11 +1,12 @@
 """Losses: arrays in, one value per example out, in float32."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Logits = Float[Array, "b"]
 softplus, relu = jax.nn.softplus, jax.nn.relu
@@ -75,15 +76,16 @@ GAN is dead; long live the GAN!", 2024, eq. 2, https://arxiv.org/abs/2501.05441.
 """
 
 
-def _average(better: Array, worse: Array) -> Logits:
-  return softplus(worse.mean() - better) + softplus(worse - better.mean())
+def _average(better: Array, worse: Array, axis: str | None = None) -> Logits:
+  mean = lambda x: x.mean() if axis is None else jax.lax.pmean(x.mean(), axis)
+  return softplus(mean(worse) - better) + softplus(worse - mean(better))
 
 
 RELATIVISTIC_AVERAGE = AdversarialLoss(_average, _average)
 """softplus(-(D(x) - E D(G(z)))) + softplus(D(G(z)) - E D(x)), the converse for G: RaGAN.
 
 Jolicoeur-Martineau, 2018, section 4.2, https://arxiv.org/abs/1807.00734. The means are
-those of the logits given, so they depend on how a batch is cut into parts.
+those of the logits given, of all devices' where `make_adversarial` is told the axis.
 """
 
 ADVERSARIAL = {
@@ -96,15 +98,51 @@ ADVERSARIAL = {
 }
 
 
-def make_adversarial(name: str) -> AdversarialLoss:
-  """A GAN objective by name.
+def make_adversarial(name: str, *, axis: str | None = None) -> AdversarialLoss:
+  """A GAN objective by name; `axis` is that of the devices, under pmap.
 
   Raises:
     ValueError: for an unknown name.
   """
   if name not in ADVERSARIAL:
     raise ValueError(f"GAN loss must be one of {sorted(ADVERSARIAL)}, got {name!r}")
+  if name == "relativistic_average":
+    return AdversarialLoss(*[partial(_average, axis=axis)] * 2)
   return ADVERSARIAL[name]
+
+
+def cross_entropy(
+  logits: Float[Array, "b k"], label: Int[Array, "b"]
+) -> Float[Array, "b"]:
+  """-log softmax(logits)[label]."""
+  logp = jax.nn.log_softmax(logits.astype(jnp.float32))
+  return -jnp.take_along_axis(logp, label[:, None], 1)[:, 0]
+
+
+def contrast(
+  queries: Float[Array, "b d"],
+  keys: Float[Array, "n d"],
+  own: Int[Array, "b"],
+  there: Bool[Array, "n"],
+  *,
+  temperature: float = 0.1,
+) -> Float[Array, "b"]:
+  """-log softmax_j(cos(q_i, k_j) / temperature) at j = own_i, over the j that are there.
+
+  van den Oord, Li and Vinyals, "Representation Learning with Contrastive Predictive
+  Coding", 2018, eq. 4, https://arxiv.org/abs/1807.03748; of unit vectors, as in Zhang et
+  al., "Cross-Modal Contrastive Learning for Text-to-Image Generation", 2021, eq. 3,
+  https://arxiv.org/abs/2101.04702. Keys are those of all devices; two that are equal
+  are each other's negatives.
+  """
+
+  def unit(x):
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
+
+  logits = unit(queries) @ unit(keys).T / temperature
+  mine = jnp.arange(len(keys)) == own[:, None]
+  return cross_entropy(jnp.where(there | mine, logits, -jnp.inf), own)
 
 
 def gradient_penalty(

@@ -45,6 +45,15 @@ def gather(x: Array, axis: str | None) -> Array:
   return x if axis is None else lax.all_gather(x, axis, tiled=True)
 
 
+def roll(x: Array, axis: str | None) -> Array:
+  """What the example before has, of the global batch; the first has the last's."""
+  if axis is None:
+    return jnp.roll(x, 1, 0)
+  n = lax.axis_size(axis)
+  before = lax.ppermute(x[-1:], axis, [(i, (i + 1) % n) for i in range(n)])
+  return jnp.concatenate([before, x[:-1]])
+
+
 def example_keys(key: Key[Array, ""], n: int, axis: str | None) -> Key[Array, "n"]:
   """One key per example, from its index in the global batch.
 

@@ -205,7 +205,8 @@ def write_grids(folder: Path, p: Panel, step: int, columns: int = 10) -> list[Pa
     for name in sorted(set(p.made) & set(everything)):
       rows.append((f"{name}, real", tiles(name, p.real[name])))
       rows.append(("reconstructed", tiles(name, p.of(everything, name))))
-    grids["reconstruction"] = grid(rows, f"reconstruction, step {step}")
+    if rows:  # a condition alone is not made again
+      grids["reconstruction"] = grid(rows, f"reconstruction, step {step}")
   for given, target in directions(p):
     rows = [(f"given {name}", tiles(name, p.real[name])) for name in given]
     rows.append((f"generated {target}", tiles(target, p.of(given, target))))

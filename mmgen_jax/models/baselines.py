@@ -14,12 +14,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mmgen_jax.models.conv import stages
-from mmgen_jax.models.layers import Conv, Dense, Embed, kernel_init, leaky_relu
+from mmgen_jax.models.layers import (
+  Condition,
+  Conv,
+  Dense,
+  embed,
+  is_label,
+  kernel_init,
+  leaky_relu,
+)
 
-Label = Int[Array, "b"] | None
 ITERATIONS = 12  # of the power method: many, where the paper does one and keeps u
 
 
@@ -60,23 +67,25 @@ def _norm(x: Array, dtype: DTypeLike) -> Array:
   return nn.relu(nn.GroupNorm(math.gcd(x.shape[-1], 8), dtype=dtype)(x))
 
 
-def _coarsest(z: Array, label: Label, shape, up: int, width: int, classes: int, dtype):
-  """The first grid of a generator: a linear map of z and, with classes, a label."""
-  if classes:
-    z = jnp.concatenate([z, Embed(classes, z.shape[-1], name="embed")(label)], -1)
+def _coarsest(z, condition: Condition, shape, up: int, width: int, classes: int, dtype):
+  """The first grid of a generator: a linear map of z and of the condition, if any."""
+  if condition is not None:
+    z = jnp.concatenate([z, embed(condition, classes, z.shape[-1], "embed")], -1)
   h, w = (side // 2**up for side in shape)
   x = Dense(h * w * width, dtype=dtype, name="coarsest")(z)
   return x.reshape(len(z), h, w, width)
 
 
-def _logits(h: Float[Array, "b d"], label: Label, classes: int) -> Float[Array, "b"]:
-  """A linear map of features and, with classes, <embedding of the label, features>."""
+def _logits(h: Float[Array, "b d"], condition: Condition, classes: int, features: bool):
+  """A linear map of h, plus <embedding of the condition, h>; with `features`, h too."""
   h = h.astype(jnp.float32)
   logits = SNDense(1, name="logit")(h)[:, 0]
-  if classes:
-    one_hot = jax.nn.one_hot(label, classes)
-    logits += (SNDense(h.shape[-1], use_bias=False, name="embed")(one_hot) * h).sum(-1)
-  return logits
+  if condition is not None:
+    if is_label(condition):
+      condition = jax.nn.one_hot(condition, classes)
+    embedded = SNDense(h.shape[-1], use_bias=False, name="embed")(condition)
+    logits += (embedded * h).sum(-1)
+  return (logits, h) if features else logits
 
 
 class DCGenerator(nn.Module):
@@ -89,7 +98,7 @@ class DCGenerator(nn.Module):
     shape: (h, w) of the grid.
     outputs: channels of the grid.
     width: channels before the last convolution; they double at each coarser resolution.
-    classes: how many labels there are; 0 for an unconditional model.
+    classes: how many labels there are, where the condition is a label.
     dtype: of the computation; parameters stay float32.
   """
 
@@ -100,10 +109,10 @@ class DCGenerator(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, z: Float[Array, "b z"], label: Label = None):
+  def __call__(self, z: Float[Array, "b z"], condition: Condition = None):
     up = stages(*self.shape, 1)
     width = self.width * 2 ** (up - 1)
-    x = _coarsest(z, label, self.shape, up, width, self.classes, self.dtype)
+    x = _coarsest(z, condition, self.shape, up, width, self.classes, self.dtype)
     for stage in range(up):
       x, last = _norm(x, self.dtype), stage == up - 1
       width = self.outputs if last else width // 2
@@ -124,11 +133,11 @@ class DCDiscriminator(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"], label: Label = None):
+  def __call__(self, x: Float[Array, "b h w c"], condition=None, features=False):
     for stage in range(stages(x.shape[1], x.shape[2], 1)):
       width = self.width * 2**stage
       x = leaky_relu(SNConv(width, (4, 4), (2, 2), dtype=self.dtype)(x))
-    return _logits(x.reshape(len(x), -1), label, self.classes)
+    return _logits(x.reshape(len(x), -1), condition, self.classes, features)
 
 
 def _larger(x: Array) -> Array:
@@ -155,9 +164,9 @@ class ResGenerator(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, z: Float[Array, "b z"], label: Label = None):
+  def __call__(self, z: Float[Array, "b z"], condition: Condition = None):
     up, conv = stages(*self.shape, 1), partial(Conv, dtype=self.dtype)
-    x = _coarsest(z, label, self.shape, up, self.width, self.classes, self.dtype)
+    x = _coarsest(z, condition, self.shape, up, self.width, self.classes, self.dtype)
     for _ in range(up):
       h = conv(self.width, (3, 3))(_larger(_norm(x, self.dtype)))
       h = conv(self.width, (3, 3))(_norm(h, self.dtype))
@@ -179,14 +188,14 @@ class ResDiscriminator(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"], label: Label = None):
+  def __call__(self, x: Float[Array, "b h w c"], condition=None, features=False):
     conv = partial(SNConv, self.width, dtype=self.dtype)
     for block in range(4):
       shrink = _smaller if block < 2 else lambda x: x
       h = conv((3, 3))(nn.relu(x) if block else x)
       h = shrink(conv((3, 3))(nn.relu(h)))
       x = h + (shrink(conv((1, 1))(x)) if block < 2 else x)
-    return _logits(nn.relu(x).sum((1, 2)), label, self.classes)
+    return _logits(nn.relu(x).sum((1, 2)), condition, self.classes, features)
 
 
 PAIRS = {

@@ -1,22 +1,22 @@
-"""Generator and discriminator of grids, unconditional or with class labels."""
+"""Generator and discriminator of grids, unconditional or under a condition."""
 
 from collections.abc import Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mmgen_jax.data.modality import Modality
 from mmgen_jax.models.conv import ConvDecoder, ConvEncoder
-from mmgen_jax.models.layers import Dense, Embed, leaky_relu
+from mmgen_jax.models.layers import Condition, Dense, embed, leaky_relu
 from mmgen_jax.models.multimodal import as_grid
 
 
 class Generator(nn.Module):
-  """A grid in model space from noise [b z] and, with `classes`, a label [b].
+  """A grid in model space from noise [b z] and a condition: a class or a vector.
 
-  The class is embedded and concatenated to z (Mirza and Osindero, "Conditional
+  The condition is embedded and concatenated to z (Mirza and Osindero, "Conditional
   Generative Adversarial Nets", 2014, https://arxiv.org/abs/1411.1784). It is a VAE's
   `ConvDecoder` with a tanh, so weights move between the two.
   """
@@ -28,9 +28,9 @@ class Generator(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, z: Float[Array, "b z"], label: Int[Array, "b"] | None = None):
-    if self.classes:
-      z = jnp.concatenate([z, Embed(self.classes, z.shape[-1])(label)], axis=-1)
+  def __call__(self, z: Float[Array, "b z"], condition: Condition = None) -> Array:
+    if condition is not None:
+      z = jnp.concatenate([z, embed(condition, self.classes, z.shape[-1])], axis=-1)
     shape = self.modality.shape
     channels = shape[2] if self.modality.kind == "image" else 1
     grid = ConvDecoder(
@@ -40,9 +40,9 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-  """Logits [b] of a grid: h(x) + <embedding of the class, features(x)>.
+  """Logits [b] of a grid: h(x) + <embedding of the condition, features(x)>.
 
-  Without `classes` only the first term. Miyato and Koyama, "cGANs with Projection
+  Without a condition only the first term. With `features`, they come too [b d]. Miyato and Koyama, "cGANs with Projection
   Discriminator", 2018, eq. 5, https://arxiv.org/abs/1802.05637. No batch statistics:
   examples stay independent, which gradient penalties need.
   """
@@ -55,7 +55,7 @@ class Discriminator(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, label: Int[Array, "b"] | None = None) -> Array:
+  def __call__(self, x: Array, condition: Condition = None, features: bool = False):
     h = ConvEncoder(
       self.width,
       self.features,
@@ -66,9 +66,9 @@ class Discriminator(nn.Module):
     )(as_grid(self.modality, x))
     h = leaky_relu(h).astype(jnp.float32)
     logits = Dense(1)(h)[:, 0]
-    if self.classes:
-      logits += (Embed(self.classes, self.features)(label) * h).sum(-1)
-    return logits
+    if condition is not None:
+      logits += (embed(condition, self.classes, self.features) * h).sum(-1)
+    return (logits, h) if features else logits
 
 
 class Discriminators(nn.Module):

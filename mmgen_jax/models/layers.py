@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 
 def kernel_init(key: Key[Array, ""], shape, dtype=jnp.float32) -> Array:
@@ -40,6 +40,28 @@ def embed_init(key: Key[Array, ""], shape, dtype=jnp.float32) -> Array:
 
 
 Embed = partial(nn.Embed, embedding_init=embed_init)
+
+
+Condition = Int[Array, "b"] | Float[Array, "b e"] | None  # class labels or vectors
+
+
+def is_label(condition: Array) -> bool:
+  """Whether a condition is class labels, not vectors."""
+  return jnp.issubdtype(condition.dtype, jnp.integer)
+
+
+def embed(
+  condition: Int[Array, "b"] | Float[Array, "b e"],
+  classes: int,
+  features: int,
+  name: str | None = None,
+) -> Float[Array, "b d"]:
+  """A table's row for a class label, a linear map of a vector; in a compact method."""
+  if is_label(condition):
+    if classes < 1:
+      raise ValueError(f"a class label needs classes >= 1, got {classes}")
+    return Embed(classes, features, name=name)(condition)
+  return Dense(features, use_bias=False, name=name)(condition)
 
 
 def init_params(module: nn.Module, key: Key[Array, ""], *shapes) -> dict:

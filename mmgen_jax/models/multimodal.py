@@ -32,6 +32,21 @@ def as_grid(modality: Modality, x: Array) -> Float[Array, "b h w c"]:
   return x[..., None] if modality.kind == "audio" else x
 
 
+def encoder_trunk(
+  modality: Modality,
+  width: int,
+  features: int,
+  blocks: int,
+  dtype: DTypeLike,
+  name: str | None = None,
+) -> nn.Module:
+  """The network that makes features [b, features] of one modality."""
+  if modality.kind == "text":
+    words = len(modality.vocabulary)
+    return TextEncoder(words, width, features, blocks, dtype, name=name)
+  return ConvEncoder(width, features, blocks, dtype=dtype, name=name)
+
+
 class Encoder(nn.Module):
   """The expert q(z | x_m) of one modality: mean and log-variance [b z]."""
 
@@ -44,18 +59,10 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> tuple[Array, Array]:
-    if self.modality.kind == "text":
-      net = TextEncoder(
-        len(self.modality.vocabulary),
-        self.width,
-        self.features,
-        self.blocks,
-        self.dtype,
-      )
-    else:
-      x = as_grid(self.modality, x)
-      net = ConvEncoder(self.width, self.features, self.blocks, dtype=self.dtype)
-    h = nn.silu(net(x)).astype(jnp.float32)
+    net = encoder_trunk(
+      self.modality, self.width, self.features, self.blocks, self.dtype
+    )
+    h = nn.silu(net(as_grid(self.modality, x))).astype(jnp.float32)
     out = Dense(2 * self.latent, name="head")(h)
     mean, logvar = jnp.split(out, 2, axis=-1)
     return mean, jnp.clip(logvar, -8.0, 8.0)

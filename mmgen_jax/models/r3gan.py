@@ -15,15 +15,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from mmgen_jax.models.layers import (
+  Condition,
   depth_to_space,
+  is_label,
   kernel_init,
   leaky_relu,
   space_to_depth,
 )
 
 HALF_STAGES = 3  # how many of the finest resolutions compute in `dtype`
-
-Condition = Int[Array, "b"] | Float[Array, "b e"] | None
 
 
 def scaled(gain: float = 1.0) -> Callable:
@@ -141,7 +141,7 @@ def _as_vector(
   condition: Int[Array, "b"] | Float[Array, "b e"], classes: int
 ) -> Float[Array, "b e"]:
   """Class labels as one-hot vectors; an embedding as it is."""
-  if not jnp.issubdtype(condition.dtype, jnp.integer):
+  if not is_label(condition):
     return condition
   if classes < 1:
     raise ValueError(f"a class label needs classes >= 1, got {classes}")
@@ -204,7 +204,7 @@ class R3Generator(nn.Module):
 
 
 class R3Discriminator(nn.Module):
-  """Logits [b] of grids [b h w c]: R3Generator upside down.
+  """Logits [b] of grids [b h w c]: R3Generator upside down; `features` come too [b d].
 
   With a condition, <linear(condition), features(x)> (Miyato and Koyama, "cGANs with
   Projection Discriminator", 2018, https://arxiv.org/abs/1802.05637, its second term).
@@ -221,8 +221,11 @@ class R3Discriminator(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "b h w c"], condition: Condition = None
-  ) -> Float[Array, "b"]:
+    self,
+    x: Float[Array, "b h w c"],
+    condition: Condition = None,
+    features: bool = False,
+  ):
     dtypes, total = _dtypes(self.widths, self.dtype), self.blocks * len(self.widths)
     x = space_to_depth(x.astype(dtypes[-1]), self.patch)
     x = Linear(self.widths[-1], name="pixels")(x)
@@ -238,7 +241,9 @@ class R3Discriminator(nn.Module):
     basis = self.param("basis", kernel_init, x.shape[1:])
     h = (x.astype(jnp.float32) * basis).sum((1, 2))
     if condition is None:
-      return Linear(1, name="logit")(h)[:, 0]
-    vector = _as_vector(condition, self.classes)
-    embedded = Linear(width, width**-0.5, name="embed")(vector)
-    return (Linear(width, name="logit")(h) * embedded).sum(-1)
+      logits = Linear(1, name="logit")(h)[:, 0]
+    else:
+      vector = _as_vector(condition, self.classes)
+      embedded = Linear(width, width**-0.5, name="embed")(vector)
+      logits = (Linear(width, name="logit")(h) * embedded).sum(-1)
+    return (logits, h) if features else logits

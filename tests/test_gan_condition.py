@@ -1,0 +1,187 @@
+"""GANs under a condition: what is missing does not leak, what is wrong counts as fake."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from tiny_models import BATCH, tiny
+
+from mmgen_jax import parallel
+from mmgen_jax.losses import contrast
+from mmgen_jax.models.condition import ConditionEncoder, Given
+from mmgen_jax.steps import adversarial, gan
+
+key = jax.random.key
+
+
+def conditional(**loss):
+  """A tiny GAN of images from words and sounds, every kind of discriminator at once."""
+  config, modalities, inputs = tiny("gan")
+  config.model.update(
+    net="r3gan",
+    condition=("sound", "word"),
+    encoder={
+      "widths": {"text": 8, "audio": 4},
+      "features": 8,
+      "blocks": 0,
+      "fusion": "gated",
+      "dropout": 0.3,
+    },
+    group_size=8,
+    patch=2,
+  )
+  for widths in (config.model.widths, config.model.disc_widths):
+    with widths.ignore_type():
+      widths.image = (8,)
+  config.loss = ConfigDict(
+    {"gan": "relativistic_average", "r1_gamma": 1.0, "r1_fraction": 1, "r2": True}
+  )
+  config.loss.update(auxiliary=0.5, contrastive=0.5, mismatch=0.5)
+  config.loss.update(loss)
+  return config, modalities, inputs
+
+
+@functools.cache
+def updates(devices, mode="jit"):
+  config, modalities, inputs = conditional()
+  mesh = parallel.make_mesh(jax.devices()[:devices])
+  run = parallel.compile_step(gan.make_train_step(config, modalities), mesh, mode)
+  state = jax.jit(lambda: gan.init(key(0), config, modalities))()
+  state = parallel.put_replicated(state, mesh)
+  put = parallel.put_inputs(inputs(0, 1), mesh, mode)
+  return jax.device_get(run(state, (), put, key(1)))
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_one_device_is_four(mode):
+  (one, metrics), (four, others) = updates(1), updates(4, mode)
+  assert {"gan/mismatch", "gan/contrastive", "gan/g_auxiliary"} < set(metrics)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+  jax.tree.map(close, one.params, four.params)
+  jax.tree.map(close, metrics, others)
+
+
+@functools.cache
+def encoder():
+  """(apply(values, mask), parameters) of one for words and sounds."""
+  _, modalities, _ = conditional()
+  given = {name: modalities[name] for name in ("sound", "word")}
+  net = ConditionEncoder(given, {"text": 8, "audio": 4}, 8, 0, "gated")
+  values, mask = told()
+  return jax.jit(net.apply), net.init(key(0), values, mask)
+
+
+def told(seed=0):
+  rng = np.random.default_rng(seed)
+  sound = jnp.float32(rng.normal(size=(4, 8, 8)))
+  word = jnp.array([[2, 3, 4], [3, 2, 2], [4, 4, 0], [2, 2, 2]])
+  mask = {"sound": jnp.array([1, 0, 1, 0]) > 0, "word": jnp.array([1, 1, 0, 0]) > 0}
+  return {"sound": sound, "word": word}, mask
+
+
+def test_the_embedding_does_not_see_what_is_missing():
+  apply, params = encoder()
+  values, mask = told()
+  e = apply(params, values, mask)
+  changed = apply(params, {"sound": -values["sound"], "word": values["word"]}, mask)
+  np.testing.assert_array_equal(e[1::2], changed[1::2])
+  assert not np.allclose(e[0], changed[0]) and not np.allclose(e[2], changed[2])
+  other = values["word"].at[2:].set(3)
+  np.testing.assert_array_equal(e, apply(params, {**values, "word": other}, mask))
+  np.testing.assert_allclose(e[:3, :-1].var(1), 1, rtol=1e-2)
+  np.testing.assert_array_equal(e[:, -1], [0, 0, 0, 1])
+  assert not e[3, :-1].any()
+
+
+def test_generation_follows_what_is_given_and_only_that():
+  config, modalities, inputs = conditional()
+  assert gan.subsets(config, modalities) == [
+    (),
+    ("sound",),
+    ("word",),
+    ("sound", "word"),
+  ]
+  state = updates(1)[0]
+  generate = jax.jit(gan.make_generate(config, modalities))
+  batch = jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(0, 1))
+  batch["mask"] = jax.tree.map(jnp.ones_like, batch["mask"])
+  make = lambda batch, *given: generate(
+    state.params, batch, jnp.array([False, *given]), key(2)
+  )["image"]
+  quiet = {**batch, "sound": -batch["sound"], "image": -batch["image"]}
+  assert make(batch, False, False).shape == (BATCH, 8, 8, 3)
+  np.testing.assert_array_equal(make(batch, False, True), make(quiet, False, True))
+  assert not np.allclose(make(batch, True, True), make(quiet, True, True), atol=1e-6)
+  assert not np.allclose(make(batch, False, True), make(batch, False, False), atol=1e-6)
+
+
+def test_a_model_that_never_lacked_anything_is_always_given_all():
+  config, modalities, _ = conditional()
+  config.model.encoder.dropout = 0.0
+  assert gan.subsets(config, modalities) == [("sound", "word")]
+
+
+def test_hiding_is_by_example_and_as_often_as_asked():
+  config, modalities, inputs = conditional()
+  batch = jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(0, 1))
+  batch["mask"] = jax.tree.map(jnp.ones_like, batch["mask"])
+  keep = lambda k: (
+    adversarial.given_of(config, modalities, batch, jax.random.split(k, BATCH)).mask
+  )
+  mask = jax.vmap(keep)(jax.random.split(key(0), 500))
+  for kept in mask.values():
+    assert kept.mean() == pytest.approx(0.7, abs=0.03)
+  both = (mask["sound"] & mask["word"]).mean()
+  assert both == pytest.approx(0.49, abs=0.03)
+
+
+def test_only_what_both_are_told_can_differ():
+  values, mask = told()
+  before = lambda x: jnp.roll(x, 1, 0)
+  given = Given(None, values, mask)
+  other = jax.tree.map(before, given)
+  # 0 and 3 share nothing that both have; 2 and 1 neither; 1 and 0 have other words.
+  np.testing.assert_array_equal(adversarial.differ(given, other), [0, 1, 0, 0])
+  label = jnp.array([1, 1, 2, 2])
+  given = Given(label, {}, {})
+  other = jax.tree.map(before, given)
+  np.testing.assert_array_equal(adversarial.differ(given, other), [1, 0, 1, 0])
+
+
+def test_rolling_is_over_the_global_batch():
+  x = jnp.arange(8.0)
+  want = [7, 0, 1, 2, 3, 4, 5, 6]
+  np.testing.assert_array_equal(parallel.roll(x, None), want)
+  part = jax.pmap(lambda x: parallel.roll(x, "data"), axis_name="data")
+  np.testing.assert_array_equal(part(x.reshape(4, 2)).reshape(-1), want)
+
+
+def test_the_contrast_is_the_log_share_of_the_own_key():
+  rng = np.random.default_rng(0)
+  q, k = rng.normal(size=(2, 5)), rng.normal(size=(4, 5))
+  there = np.array([True, False, True, True])
+  own = np.array([2, 3])
+  cosine = q @ k.T / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(k, axis=1)
+  weight = np.exp(cosine / 0.5) * there
+  want = -np.log(weight[[0, 1], own] / weight.sum(1))
+  args = jnp.float32(q), jnp.float32(k), jnp.array(own), jnp.array(there)
+  np.testing.assert_allclose(contrast(*args, temperature=0.5), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "change, what",
+  [
+    ({"condition": ("image",)}, "'sound', 'word'"),
+    ({"condition": ("smell",)}, "'sound', 'word'"),
+    ({"condition": ()}, "loss.contrastive"),
+    ({"classes": 0}, "loss.auxiliary"),
+  ],
+)
+def test_conditions_that_are_not_there_are_refused(change, what):
+  config, modalities, _ = conditional()
+  config.model.update(change)
+  with pytest.raises(ValueError, match=what):
+    gan.build(config, modalities)
