@@ -42,9 +42,10 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
   """Logits [b] of a grid: h(x) + <embedding of the condition, features(x)>.
 
-  Without a condition only the first term. With `features`, they come too [b d]. Miyato and Koyama, "cGANs with Projection
-  Discriminator", 2018, eq. 5, https://arxiv.org/abs/1802.05637. No batch statistics:
-  examples stay independent, which gradient penalties need.
+  Without a condition only the first term. With `features`, they come too [b d]. Miyato
+  and Koyama, "cGANs with Projection Discriminator", 2018, eq. 5,
+  https://arxiv.org/abs/1802.05637. No batch statistics: examples stay independent, which
+  gradient penalties need.
   """
 
   modality: Modality
