@@ -18,26 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
 
 from mmgen_jax import checkpoint, log, loop, parallel, process, signals
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300  # seconds: machines that run tests can be very busy
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_cache(tmp_path_factory):
-  """One for all runs of this file: most of their time would be compilation."""
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
-  jax.config.update(
-    "jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"]
-  )
-  process.use_compile_cache("unused: the variable goes first")
-  yield
-  del os.environ["JAX_COMPILATION_CACHE_DIR"]
-  jax.config.update("jax_compilation_cache_dir", None)
-  compilation_cache.reset_cache()
 
 
 def run(workdir, **changes):
