@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mmgen_jax import checkpoint, log, loop, parallel, process, signals
+from mmgen_jax import checkpoint, log, loop, parallel, signals
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300  # seconds: machines that run tests can be very busy
