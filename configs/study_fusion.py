@@ -67,12 +67,12 @@ def get_sweep(arg=None):
         out[-1]["config"] = config
       return trial_id(name, seed, out[-1].get("budget"))
 
-    def last(name, of):
-      trial(name, fuse={"method": "last", "of": [of]})
+    def last(name, of, **fields):
+      trial(name, fuse={"method": "last", "of": [of]}, **fields)
 
-    last("GAN", trial("GAN + EMA", "gan"))
+    last("GAN", trial("GAN + EMA", "gan"), baseline=True)
     vae = trial("VAE + EMA", "vae")
-    last("VAE", vae)
+    last("VAE", vae, baseline=True)
     rates = [
       trial(
         f"VAE + EMA, {MORE} more at {rate:g}",

@@ -16,8 +16,8 @@ from scipy import special
 from mmgen_jax import records
 
 LEVEL = 0.95
-_HIGHER = ("coherence/", "joint_coherence/", "readable", "modes/count", "accuracy")
-_HIGHER_LOSSES = ("loss/elbo", "loss/logp", "loss/iwae")
+_HIGHER = ("coherence/", "joint_coherence/", "readable", "modes/count")
+_HIGHER_LOSSES = ("loss/elbo", "loss/logp", "loss/iwae", "loss/accuracy")
 _LOWER = ("frechet", "kid", "reconstruction/", "modes/reverse_kl", "loss/", "error")
 
 
@@ -33,6 +33,7 @@ class Run(NamedTuple):
     outcome: its result, or its error.
     records: of its evaluation.
     needs: ids of the runs that it is made from.
+    baseline: whether it is what the others are measured against.
   """
 
   id: str
@@ -43,6 +44,7 @@ class Run(NamedTuple):
   outcome: Mapping[str, Any]
   records: Sequence[records.Record]
   needs: Sequence[str] = ()
+  baseline: bool = False
 
 
 class Summary(NamedTuple):

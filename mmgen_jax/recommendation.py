@@ -1,5 +1,6 @@
 """Which method to choose, in plain words, from what was measured and what it costs."""
 
+import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from mmgen_jax.comparison import Column, Summary
 # Metrics that say most, one per question; all others stay in the tables.
 MAIN = (
   *("joint_coherence/strict", "coherence/strict", "frechet", "readable"),
-  *("modes/count", "loss/elbo", "accuracy"),
+  *("modes/count", "loss/elbo", "loss/accuracy*"),
 )
 
 
@@ -62,7 +63,8 @@ def main_columns(columns: Sequence[Column], split: str) -> list[Column]:
     for c in columns:
       r = c.record
       given = r["given"] or ()
-      if r["metric"] == metric and r["data"]["split"] == split and c.better:
+      fits = fnmatch.fnmatchcase(r["metric"], metric)
+      if fits and r["data"]["split"] == split and c.better:
         if not given or r["target"] not in given:
           out.append(c)
   return out
@@ -124,6 +126,27 @@ def recommend(
   return Recommendation(method, affordable, dear, rank, shared, verdicts, cheaper)
 
 
+def against_baselines(
+  columns: Sequence[Column], baselines: Sequence[str]
+) -> list[tuple[Column, str, dict[str, tuple[float, float, float]]]]:
+  """Each other method against the best baseline of each column that has one.
+
+  (column, the baseline of the best mean, {method: (how much better, low, high)}), by
+  Welch's interval; above 0 the method is better.
+  """
+  out = []
+  for c in columns:
+    found = [m for m in baselines if m in c.cells]
+    if not found or not c.better:
+      continue
+    best = max(found, key=lambda m: c.better * c.cells[m].mean)
+    values = lambda m, c=c: [c.better * value for value in c.cells[m].values]
+    others = [m for m in c.cells if m not in baselines]
+    gaps = {m: comparison.difference(values(m), values(best)) for m in others}
+    out.append((c, best, gaps))
+  return out
+
+
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
   """The names of points (cost, quality) that no other beats in one and equals in other.
 
@@ -163,7 +186,9 @@ def _secs(value: float) -> str:
 
 def number(r: records.Record, value: float) -> str:
   """A value of a record's metric, or a difference of two; shares in percent."""
-  if r["metric"].startswith(("coherence/", "joint_coherence/", "readable", "accuracy")):
+  if r["metric"].startswith(
+    ("coherence/", "joint_coherence/", "readable", "loss/accuracy")
+  ):
     return f"{100 * value:.1f} %"
   return f"{value:.3g}"
 
@@ -207,8 +232,11 @@ def words(
     listed = ", ".join(f"{m} ({_secs(costs[m]['train_secs'].mean)})" for m in r.cheaper)
     out.append(f"Cheaper, and in no shared measure shown to be worse: {listed}.")
   rest = [v for v in r.verdicts if v.column not in r.shared]
-  if rest:
-    out.append("Of measures that only some have: " + "; ".join(map(_told, rest)) + ".")
+  apart = [v for v in rest if v.apart]
+  if apart:
+    out.append("Of measures that only some have: " + "; ".join(map(_told, apart)) + ".")
+  if ties := len(rest) - len(apart):
+    out.append(f"In {ties} measures that only some have, the two best are not apart.")
   if r.dear:
     listed = ", ".join(f"{m} ({_secs(costs[m]['train_secs'].mean)})" for m in r.dear)
     out.append(f"Beyond the budget: {listed}.")

@@ -166,15 +166,15 @@ def mode_entries(s: Setting, reads: Reads, judged) -> list[Entry]:
   for (given, target), read in reads.items():
     sizes = [len(s.examples.label_names.get(name, ())) for name in sorted(read)]
     readable = coherence.readable(read)
-    if given or not all(sizes) or not readable.any():
+    if given or not all(sizes):
       continue
     number = lambda labels, sizes=sizes: np.ravel_multi_index(
       [labels[name] for name in sorted(labels)], sizes
     )
-    total = int(np.prod(sizes))
+    total, nan = int(np.prod(sizes)), math.nan
     real = np.bincount(number(s.truth(read)), minlength=total) + 0.5  # none is 0
     made = number({name: x[readable] for name, x in read.items()})
-    found = modes.modes(made, total, real)
+    found = modes.modes(made, total, real) if len(made) else modes.Modes(0, total, nan)
     shared = {"given": [], "target": target, "judge": judged[target]}
     shared |= {"interval": None, "samples": len(readable), "total": total}
     entries.append({"metric": "modes/count", "value": found.count, **shared})

@@ -33,6 +33,7 @@ class Trial(NamedTuple):
     fuse: {"of": [ids], "method": ..., options}, see `mmgen_jax.fuse`; then there is no
       training. `score` of greedy_soup is the name of a held-out loss, as "elbo".
     shown: whether it is a method of its own, or only an ingredient, not evaluated.
+    baseline: whether it is what the other methods are measured against.
   """
 
   name: str
@@ -43,6 +44,7 @@ class Trial(NamedTuple):
   start: str | None = None
   fuse: Mapping[str, Any] | None = None
   shown: bool = True
+  baseline: bool = False
 
   @property
   def id(self) -> str:
@@ -176,5 +178,7 @@ def read(trials: Sequence[Trial], workdir) -> list[Run]:
     folder, now = folder_of(workdir, t), status(workdir, t)
     found = records.read(folder) if now == "finished" and t.shown else []
     about = outcome(workdir, t)
-    out.append(Run(t.id, method, t.seed, t.shown, now, about, found, t.needs))
+    out.append(
+      Run(t.id, method, t.seed, t.shown, now, about, found, t.needs, t.baseline)
+    )
   return out

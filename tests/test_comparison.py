@@ -151,6 +151,19 @@ def test_advice_follows_quality_and_budget():
   assert found.method is None and "No method is affordable" in words
 
 
+def test_methods_stand_against_the_best_baseline_of_each_measure():
+  runs = [r._replace(baseline=r.method == "a") for r in study()]
+  runs += [run("c", i, [record("frechet", 100.0)], baseline=True) for i in range(3)]
+  columns = comparison.columns(runs)
+  found = recommendation.against_baselines(columns, ["a", "c"])
+  (best, gaps) = next((b, g) for c, b, g in found if c.record["metric"] == "frechet")
+  welch = stats.ttest_ind([-5.0, -5.5, -4.5], [-10.0, -11.0, -12.0], equal_var=False)
+  assert best == "a"
+  np.testing.assert_allclose(gaps["b"], (6.0, *welch.confidence_interval(0.95)))
+  page = compare.render(compare.compare(runs, "x"))
+  assert "Against baselines" in page and "against a" in page
+
+
 def test_advice_calls_a_tie_a_tie():
   runs = study(a=10.0, b=100.0)
   for r in runs:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -287,3 +288,22 @@ def test_token_accuracy_counts_what_either_has():
 def test_not_finite_becomes_null(tmp_path):
   records.write(tmp_path, 3, [{"value": np.float64("nan"), "n": np.int32(2)}])
   assert records.read(tmp_path) == [{"value": None, "n": 2}]
+
+
+def test_modes_are_counted_among_readable_samples():
+  labels = {"a": np.array([0, 1, 1, 0]), "b": np.array([0, 2, 2, 1])}
+  examples = SimpleNamespace(
+    labels=labels, label_names={"a": ("x", "y"), "b": ("p", "q", "r")}
+  )
+  setting = scores.Setting(examples, np.arange(4), None)
+  read = {"a": np.array([0, 1, 1, -1]), "b": np.array([0, 2, 2, 0])}
+  given = {(("image",), "image"): read}  # says nothing of the prior
+  reads = {((), "image"): read, **given}
+  count, kl = scores.mode_entries(setting, reads, {"image": {"name": "j"}})
+  assert (count["value"], count["total"], count["samples"]) == (2, 6, 4)
+  q = np.array([1.5, 1.5, 0.5, 0.5, 0.5, 2.5]) / 7
+  want = 1 / 3 * np.log((1 / 3) / q[0]) + 2 / 3 * np.log((2 / 3) / q[5])
+  assert kl["value"] == pytest.approx(want)
+  read["a"][:] = -1  # nothing can be read: no mode, not no record
+  count, kl = scores.mode_entries(setting, reads, {"image": {"name": "j"}})
+  assert count["value"] == 0 and np.isnan(kl["value"])

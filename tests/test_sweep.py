@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mmgen_jax import comparison, sweep, trial, workers
 from mmgen_jax.loop import Stopped
@@ -196,3 +198,22 @@ def test_a_sweep_from_the_command_line(tmp_path, monkeypatch):
   )
   assert done.returncode == 0, done.stderr
   assert (tmp_path / "compare.html").exists() and "compare.html" in done.stdout
+
+
+def test_the_study_of_sprites():
+  study = str(ROOT / "configs/study_fusion.py")
+  trials = sweep.load(f"{study}:sprites,smoke")
+  families = {t.name: sweep.resolve(t, trials).family for t in trials if not t.fuse}
+  assert families["GAN + EMA"] == "gan" and families["all three"] == "fusion"
+  models = next(t for t in trials if t.name.startswith("model fusion"))
+  assert sweep.resolve(models, trials).data.options.modalities == ("image",)
+
+
+def test_the_study_of_a_users_folder(tmp_path):
+  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+  (tmp_path / "list.csv").write_text("image,caption\n" + "a.png,a dark thing\n" * 9)
+  trials = sweep.load(f"{ROOT}/configs/study_fusion.py:folder={tmp_path},smoke")
+  assert {t.name for t in trials} >= {"GAN", "VAE soup", "model fusion", "all three"}
+  for t in trials:
+    c = sweep.resolve(t, trials)
+    assert c.data.name == "folder" and c.data.options.folder == str(tmp_path)

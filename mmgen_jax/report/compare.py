@@ -44,6 +44,7 @@ def render(c: Compared, pairs: Mapping[str, barriers.Curves] | None = None) -> s
   sections = [
     ("advice", "Advice", _advice_section(c)),
     ("quality", "Quality", _quality(c)),
+    ("baselines", "Against baselines", _baselines(c)),
     ("pareto", "Cost against quality", _pareto(c)),
     ("stability", "Stability", _stability(c)),
     ("generalisation", "Generalisation", _generalisation(c)),
@@ -121,6 +122,34 @@ def _quality(c: Compared) -> str:
   )
   lead += " Student's t over training seeds."
   return page.section("quality", "Quality", *parts, lead=esc(lead))
+
+
+def _baselines(c: Compared) -> str:
+  baselines = [m for m in c.methods if any(r.baseline for r in c.runs if r.method == m)]
+  others = [m for m in c.methods if m in c.costs and m not in baselines]
+  main = recommendation.main_columns(c.columns, c.split)
+  rows = []
+  for k, best, gaps in recommendation.against_baselines(main, baselines):
+    if not gaps:
+      continue
+    name = f"{esc(name_of(k.record))}<small>against {esc(best)}</small>"
+    cells = []
+    for m in others:
+      if m not in gaps:
+        cells.append(DASH)
+        continue
+      gap, low, high = (number(k.record, x) for x in gaps[m])
+      bounds = "1 seed" if math.isnan(gaps[m][1]) else f"{low} to {high}"
+      text = f"{esc(gap)}<small>{esc(bounds)}</small>"
+      cells.append((text, 0.22) if gaps[m][1] > 0 else text)
+    rows.append([name, *cells])
+  lead = "How much better each method is than the best baseline of that measure, with"
+  lead += (
+    " Welch's 95 % interval over seeds; above 0 is better, tinted where the interval"
+  )
+  lead += " is."
+  table = page.table(["", *map(esc, others)], rows) if rows else ""
+  return page.section("baselines", "Against baselines", table, lead=esc(lead))
 
 
 def _pareto(c: Compared) -> str:
