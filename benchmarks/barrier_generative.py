@@ -44,6 +44,7 @@ from mmgen_jax.fusion.repair import make_layer_outputs, repair  # noqa: E402
 from mmgen_jax.fusion.weight import interpolate, loss_barrier  # noqa: E402
 from mmgen_jax.generate import make_sampler  # noqa: E402
 from mmgen_jax.metrics import coherence, frechet  # noqa: E402
+from mmgen_jax.models.condition import Given  # noqa: E402
 from mmgen_jax.models.layers import apply  # noqa: E402
 from mmgen_jax.report import barriers as page  # noqa: E402
 
@@ -232,10 +233,9 @@ def main() -> int:
     generator, _ = steps.gan.build(c, train.modalities)
     measure = make_measure(c, data_dir, test, judges, args)
     noise = jax.random.normal(jax.random.key(3), (200, c.model.latent))
-    make = lambda params, z, **kw: generator.apply(
-      params["net"], z @ params["mix"], **kw
-    )
-    layers = make_layer_outputs(lambda p, z, **kw: generator.apply(p, z, **kw))
+    run = lambda params, z, **kw: generator.apply(params, z, Given(None, {}, {}), **kw)
+    make = lambda params, z: run(params["net"], z @ params["mix"])
+    layers = make_layer_outputs(run)
     outputs = lambda params, z: {
       f"net/{k}": v for k, v in layers(params["net"], z @ params["mix"]).items()
     }
@@ -259,9 +259,11 @@ def finish(found, workdir: Path, args, secs: float) -> int:
   """Writes what was found, and says whether it is good enough."""
   about = {"points": args.points, "examples": args.examples, "steps": args.steps}
   about |= {"width": args.width, "weight_decay": args.weight_decay}
-  text = json.dumps({"about": about, "curves": found}, indent=1)
-  (workdir / "barriers.json").write_text(text)
-  (workdir / "barriers.html").write_text(page.document(workdir.name, found))
+  kept = workdir / "barriers.json"
+  before = json.loads(kept.read_text())["curves"] if kept.exists() else {}
+  every = before | found
+  kept.write_text(json.dumps({"about": about, "curves": every}, indent=1))
+  (workdir / "barriers.html").write_text(page.document(workdir.name, every))
   good = True
   for pair, kinds in found.items():
     measure = "elbo" if "elbo" in kinds["naive"] else "frechet"

@@ -210,8 +210,11 @@ def test_the_study_of_sprites():
 
 
 def test_the_study_of_a_users_folder(tmp_path):
-  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
-  (tmp_path / "list.csv").write_text("image,caption\n" + "a.png,a dark thing\n" * 9)
+  lines = ["image,caption"]
+  for i in range(4):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    lines.append(f"{i}.png,a dark thing")
+  (tmp_path / "list.csv").write_text("\n".join(lines))
   trials = sweep.load(f"{ROOT}/configs/study_fusion.py:folder={tmp_path},smoke")
   assert {t.name for t in trials} >= {"GAN", "VAE soup", "model fusion", "all three"}
   for t in trials:
