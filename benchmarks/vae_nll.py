@@ -51,7 +51,7 @@ def make_bounds(config, modalities, samples: int, chunk: int):
     )
     return got, q.mean
 
-  return jax.jit(bound)
+  return jax.jit(bound, compiler_options=dict(config.get("compiler_options", {})))
 
 
 def evaluate_params(bound, params, examples, count: int, batch: int, seed: int):
@@ -76,10 +76,10 @@ def main() -> None:
   parser.add_argument("--data_dir", default=os.environ.get("MMGEN_DATA_DIR"))
   parser.add_argument("--split", default="test")
   parser.add_argument("--samples", type=int, default=5000)
-  parser.add_argument("--chunk", type=int, default=50)
+  parser.add_argument("--chunk", type=int, default=20)
   parser.add_argument("--images", type=int, default=10_000)
-  parser.add_argument("--batch", type=int, default=20)
-  parser.add_argument("--weights", choices=("ema", "params"), default="params")
+  parser.add_argument("--batch", type=int, default=100)
+  parser.add_argument("--weights", choices=("ema", "params"), default="ema")
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
   config: Any = config_lib.from_json((Path(args.workdir) / "config.json").read_text())

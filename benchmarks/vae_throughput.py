@@ -53,7 +53,14 @@ def ours(model: str) -> Callable[[int], None]:
   feed = feeds.resident_feed(examples, seed=0, batch_size=BATCH)
   mesh, dispatch = parallel.make_mesh(jax.devices()[:1]), config.updates_per_dispatch
   step = vae.make_train_step(config, modalities)
-  run = parallel.compile_step(step, mesh, fetch=feed.fetch, updates=dispatch)
+  run = parallel.compile_step(
+    step,
+    mesh,
+    fetch=feed.fetch,
+    updates=dispatch,
+    scan=config.scan,
+    compiler_options=config.compiler_options,
+  )
   state = vae.init(jax.random.key(0), config, modalities)
   data, key = parallel.put_replicated((feed.data, jax.random.key(1)), mesh)
   held = [parallel.put_replicated(state, mesh), 0]  # and the updates done

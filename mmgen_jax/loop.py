@@ -184,6 +184,8 @@ def _compile(config, family, examples, feed, mesh) -> Callable:
     fetch=fetch,
     updates=config.updates_per_dispatch,
     on_nonfinite=config.nonfinite,
+    scan=config.get("scan"),
+    compiler_options=config.get("compiler_options"),
   )
 
 

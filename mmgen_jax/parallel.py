@@ -6,7 +6,7 @@ it sees the global batch (jit over a mesh, the default and the pod path); with
 identities, or see the whole batch, when `axis` is None, so one step serves both.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any, Literal
@@ -121,6 +121,7 @@ def compile_step(
   updates: int = 1,
   on_nonfinite: Literal["stop", "skip", "rollback"] = "stop",
   scan: bool | None = None,
+  compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable:
   """`run(state, data, inputs, key) -> (state, metrics)`: `updates` steps in one dispatch.
 
@@ -137,6 +138,7 @@ def compile_step(
     scan: whether the updates are one compiled `lax.scan`, or compiled once and called
       `updates` times. None: a scan, but on CPUs, where XLA runs convolutions inside a
       loop an order of magnitude slower than outside.
+    compiler_options: of XLA, for this step alone, under "jit".
 
   Returns:
     `run`, which donates `state`. `inputs` come from `put_inputs`; metrics have a leading
@@ -170,6 +172,7 @@ def compile_step(
       in_shardings=(whole, whole, split, whole),
       out_shardings=(whole, whole),
       donate_argnums=0,
+      compiler_options=dict(compiler_options or {}),
     )
   elif mode == "pmap":
     compiled = jax.pmap(

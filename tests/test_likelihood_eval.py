@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from scipy.special import expit
+from tiny_models import tiny
 
 from mmgen_jax.metrics import likelihood
 from mmgen_jax.objectives import log_weights
@@ -86,6 +87,36 @@ def test_a_nonlinear_model_against_quadrature():
   keys = jax.random.split(jax.random.key(0), 3)
   got = likelihood.importance_bounds(log_w, keys, samples=200_000, chunk=500)
   np.testing.assert_allclose(got.log_px, exact, atol=0.01)
+
+
+def test_the_bound_of_a_shipped_model_against_quadrature():
+  from mmgen_jax.data import modality
+  from mmgen_jax.steps import bounds, vae
+
+  config, _, _ = tiny("vae")
+  config.model.update(net="mlp", hidden=(4,), mean=0.5, latent=1)
+  of = {"image": modality.image(2, 3, 1, likelihood="bernoulli")}
+  net = vae.build(config, of)
+  params = vae.init(jax.random.key(1), config, of).params
+  scale = {"decoder": 2.0, "encoder": 0.2}  # a q that is broad enough
+  params["vae"] = {
+    name: jax.tree.map(lambda x, name=name: scale[name] * x, part)
+    for name, part in params["vae"].items()
+  }
+  model = bounds.make_model(net, config)
+  x = jnp.where(jax.random.bernoulli(jax.random.key(2), 0.5, (3, 2, 3, 1)), 1.0, -1.0)
+  batch = {"image": x, "mask": {"image": jnp.ones(3, bool)}}
+  keys = jax.random.split(jax.random.key(0), 3)
+  q = model.posterior(params, batch, keys)
+  log_w = lambda k: bounds.log_weights(model, params, q, bounds.draw(k, q, 250))
+  got = likelihood.importance_bounds(log_w, keys, samples=100_000, chunk=250)
+  z = np.linspace(-8, 8, 2001, dtype=np.float32)
+  logits = net.apply({"params": params["vae"]}, z[:, None], method="decode")["image"]
+  p = expit(np.asarray(logits[:, None, ..., 0], np.float64))
+  joint = np.where(x > 0, p, 1 - p).prod((2, 3, 4)) * stats.norm(0, 1).pdf(z)[:, None]
+  exact = np.log(np.trapezoid(joint, z, axis=0))
+  np.testing.assert_allclose(got.log_px, exact, atol=0.01)
+  assert (got.elbo < exact).all()
 
 
 def test_chunks_change_nothing_but_memory():

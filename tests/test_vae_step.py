@@ -8,6 +8,8 @@ from tiny_models import BATCH, tiny
 
 from configs import common
 from mmgen_jax import parallel
+from mmgen_jax.data import modality
+from mmgen_jax.models.vae import binarise
 from mmgen_jax.steps import bounds, vae
 
 TC = {"objective": "tc", "tc_weights": (1.0, 6.0, 1.0), "examples": 50}
@@ -24,6 +26,7 @@ CASES = {  # name: (loss, model)
   "weighted": (TC | {"stratified": False}, {}),
   "factor": ({"objective": "factor", "gamma": 5.0}, {"disc_hidden": (16, 16)}),
   "vamp": ({"objective": "dreg", "samples": 3}, {"pseudo_inputs": 3}),
+  "flow": ({"objective": "iwae", "samples": 3}, {"flow_layers": 2, "flow_hidden": 4}),
   "sigma": ({}, {"learned_scale": True, "likelihood": "gaussian"}),
 }
 
@@ -84,6 +87,10 @@ def test_every_parameter_moves_and_the_bound_is_finite(name):
   moved = jax.tree.map(
     lambda a, b: bool((a != b).any()), start.params, dict(state.params)
   )
+  if name == "flow":  # its last layers start at zero: the first ones move later
+    moved["flow"] = jax.tree.map(lambda _: True, moved["flow"]) | {
+      "last": any(jax.tree.leaves(moved["flow"]))
+    }
   assert all(jax.tree.leaves(moved)), moved
   assert all(np.isfinite(v) for v in metrics.values()), metrics
 
@@ -162,6 +169,20 @@ def test_samples_of_the_vamp_prior_have_its_moments():
   assert own > standard
 
 
+def test_binarisation_draws_grey_as_its_probability():
+  grey = np.array([0, 1, 64, 128, 254, 255])
+  x = modality.to_model(modality.image(8, 8, 1), jnp.asarray(grey, jnp.uint8))
+  x = jnp.broadcast_to(x, (1000, 400, 6))
+  white = np.asarray(binarise(jax.random.split(jax.random.key(0), 1000), x)) == 1.0
+  assert not white[..., 0].any() and white[..., 5].all()
+  share, p = white.mean((0, 1)), grey / 255
+  assert (np.abs(share - p) <= 4 * np.sqrt(p * (1 - p) / 400_000) + 2.0**-16).all()
+  # Two values of one random word have nothing to do with each other.
+  half = white[:, :, 3].reshape(1000, -1).astype(float) - 128 / 255
+  for lag in (1, 200):
+    assert abs((half[:, :-lag] * half[:, lag:]).mean()) < 4 * 0.25 / np.sqrt(200_000)
+
+
 def test_what_does_not_fit_is_refused():
   def refused(match, name, of_model=None, **changes):
     config, modalities, _ = case(name)
@@ -175,5 +196,6 @@ def test_what_does_not_fit_is_refused():
   refused("accumulate must be 1, got 2", "free_bits", accumulate=2)
   refused("loss.samples = 1", "stratified", loss={"samples": 2})
   refused("pseudo_inputs must be 0", "stratified", {"pseudo_inputs": 3})
+  refused("flow_layers must be 0", "free_bits", {"flow_layers": 2, "flow_hidden": 4})
   refused("'gaussian' likelihood, got 'bernoulli'", "elbo", {"learned_scale": True})
   refused("model.net must be 'conv'", "elbo", {"net": "unet"})

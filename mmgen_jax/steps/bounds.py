@@ -2,7 +2,9 @@
 
 Here the arrays of `mmgen_jax.objectives` come from networks: `params` are the State's,
 by network. "vae" is always there; "noise" where the likelihood's scale is learned,
-"pseudo" where the prior is a VampPrior, "discriminator" for FactorVAE.
+"pseudo" where the prior is a VampPrior, "flow" where it is a coupling flow,
+"discriminator" for FactorVAE; and "sampler" where something fitted later is to be sampled
+from in the prior's place (see `mmgen_jax.models.latents`).
 """
 
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Key
 from mmgen_jax import objectives
 from mmgen_jax import total_correlation as tc
 from mmgen_jax.losses import gaussian_kl, gaussian_log_prob
+from mmgen_jax.models import latents
 from mmgen_jax.models.layers import apply, leaky_relu
 from mmgen_jax.models.vae import MLP, binarise
 from mmgen_jax.parallel import gather, pmean
@@ -56,7 +59,13 @@ class Model(NamedTuple):
 
 
 def make_model(vae, config) -> Model:
-  """The distributions of a one-modality VAE (see `steps.vae.build`)."""
+  """The distributions of a one-modality VAE (see `steps.vae.build`).
+
+  Raises:
+    ValueError: if the config gives it two priors.
+  """
+  if config.model.get("pseudo_inputs", 0) and config.model.get("flow_layers", 0):
+    raise ValueError("one prior: model.pseudo_inputs or model.flow_layers must be 0")
   ((name, modality),) = vae.modalities.items()
   binary = config.loss.get("binarise", False)
 
@@ -75,13 +84,17 @@ def make_model(vae, config) -> Model:
     k, b = z.shape[:2]
     flat = jnp.swapaxes(z, 0, 1).reshape(b * k, -1)
     out = apply(vae, params["vae"], flat, method="decode")[name]
-    x = jnp.repeat(x, k, axis=0)
+    # One example and its samples at a time: x is not repeated, nothing is transposed.
+    out = out.reshape(b, k, *out.shape[1:])
+    return jax.vmap(lambda out, x: log_prob(params, out, x))(out, x).T
+
+  def log_prob(params, out, x):
+    """Log p(x | z) [k] of one example, from what its k samples decode to."""
+    x = jnp.broadcast_to(x, (len(out), *x.shape))
     if "noise" in params:
       variance = jnp.exp(params["noise"]["logvar"])
-      log_p = objectives.calibrated_log_prob(x, out[..., 0], variance)
-    else:
-      log_p = vae.likelihood(name).log_prob(out, x)
-    return log_p.reshape(b, k).T
+      return objectives.calibrated_log_prob(x, out[..., 0], variance)
+    return vae.likelihood(name).log_prob(out, x)
 
   def components(params):
     """Of the VampPrior: posteriors of inputs that are parameters, kept in [-1, 1]."""
@@ -90,9 +103,14 @@ def make_model(vae, config) -> Model:
   def log_pz(params, z):
     if "pseudo" in params:
       return objectives.vamp_log_prob(z, *components(params))
+    if "flow" in params:
+      return latents.log_prob(params["flow"], z)
     return gaussian_log_prob(z, 0.0, 0.0)
 
   def sample_prior(params, keys):
+    for fitted in ("sampler", "flow"):
+      if fitted in params:
+        return latents.sample(params[fitted], keys)
     noise = jax.vmap(lambda key: jax.random.normal(key, (vae.size,)))
     if "pseudo" not in params:
       return noise(keys)
@@ -112,8 +130,8 @@ def draw(keys: Key[Array, "b"], q: Posterior, samples: int) -> Float[Array, "k b
 
 
 def kl(model: Model, params, q: Posterior, z) -> Float[Array, "b"]:
-  """KL(q(z | x) || p(z)): exact for N(0, I), the mean over z [k b z] for a VampPrior."""
-  if "pseudo" not in params:
+  """KL(q(z | x) || p(z)): exact for N(0, I), the mean over z [k b z] for other priors."""
+  if not {"pseudo", "flow"} & set(params):
     return gaussian_kl(q.mean, q.logvar)
   log_q = gaussian_log_prob(z, q.mean, q.logvar)
   return (log_q - model.log_pz(params, z)).mean(0)
@@ -256,9 +274,10 @@ def make_objective(config) -> Callable[[Pass], Float[Array, "b"]]:
       f"loss.objective {name!r} takes loss.samples = 1 and data.missing_rate = 0, got"
       f" {samples} and {config.data.missing_rate}"
     )
-  if name in OF_THE_STANDARD_PRIOR and config.model.get("pseudo_inputs", 0):
-    raise ValueError(
-      f"loss.objective {name!r} is of the prior N(0, I): model.pseudo_inputs must be 0,"
-      f" got {config.model.pseudo_inputs}"
-    )
+  for prior in ("pseudo_inputs", "flow_layers"):
+    if name in OF_THE_STANDARD_PRIOR and config.model.get(prior, 0):
+      raise ValueError(
+        f"loss.objective {name!r} is of the prior N(0, I): model.{prior} must be 0,"
+        f" got {config.model[prior]}"
+      )
   return OBJECTIVES[name]

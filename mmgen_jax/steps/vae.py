@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array
 
 from mmgen_jax.data.modality import Modality
+from mmgen_jax.models import latents
 from mmgen_jax.models.layers import apply, init_params
 from mmgen_jax.models.multimodal import MultimodalVAE
 from mmgen_jax.models.vae import MLPVAE
@@ -64,6 +65,8 @@ def _optimizers(config) -> dict:
   txs = {"vae": _optimizer(config.optim)}
   if config.model.get("pseudo_inputs", 0):
     txs["pseudo"] = txs["vae"]
+  if config.model.get("flow_layers", 0):
+    txs["flow"] = txs["vae"]
   if config.model.get("learned_scale", False):
     txs["noise"] = txs["vae"]
   if config.loss.get("objective", "elbo") == "factor":
@@ -75,7 +78,8 @@ def init(key: Array, config, modalities: Modalities) -> State:
   """A State at step 0: network "vae", what else the config asks for, their averages.
 
   Beside it "pseudo", the inputs whose posteriors are the prior's components
-  (`config.model.pseudo_inputs`: how many); "noise", the log variance of all values
+  (`config.model.pseudo_inputs`: how many); "flow", the prior as a coupling flow
+  (`config.model.flow_layers`, `.flow_hidden`); "noise", the log variance of all values
   (`config.model.learned_scale`); "discriminator", for `config.loss.objective` "factor".
 
   Raises:
@@ -91,6 +95,9 @@ def init(key: Array, config, modalities: Modalities) -> State:
     shape = (config.model.pseudo_inputs, *one.shape)
     inputs = 0.1 * jax.random.normal(jax.random.fold_in(key, 1), shape)
     params["pseudo"] = {"inputs": inputs}
+  if "flow" in txs:
+    size = vae.size, config.model.flow_layers, config.model.flow_hidden
+    params["flow"] = latents.init_flow(jax.random.fold_in(key, 3), *size)
   if "noise" in txs:
     if one.likelihood != "gaussian":
       raise ValueError(

@@ -1,0 +1,62 @@
+"""Latents on the page: traversals, what each latent knows, what they are worth."""
+
+import numpy as np
+
+from mmgen_jax.report import page
+from mmgen_jax.report.page import esc
+from mmgen_jax.report.run import Run, value
+
+
+def latents(run: Run) -> str:
+  """The section of single latents; "" for runs that were not looked at that way."""
+  scores = [
+    r for r in run.records if r["metric"].startswith(("latents/", "disentanglement/"))
+  ]
+  return page.section(
+    "latents",
+    "Latents",
+    _traversals(run),
+    _scores(scores),
+    lead="One latent at a time, from -2 to 2, the others as the encoder has them for one"
+    " held-out example. Those of most information (KL, mean over examples) first.",
+  )
+
+
+def _traversals(run: Run) -> str:
+  x = run.interpretation
+  if x is None:
+    return ""
+  strips = []
+  for latent, tiles in zip(x.latents, x.tiles, strict=True):
+    shown = zip(tiles, x.values, strict=True)
+    row = "".join(page.tile("image", t, f"latent {latent} at {v:g}") for t, v in shown)
+    when = f'<span class="when">{latent}</span>'
+    strips.append(f'<div class="strip">{when}{row}</div>')
+  head = ["latent", "KL, nats", *(f"{esc(name)}" for name in x.factors)]
+  rows = [
+    [str(j), f"{x.kl[j]:.3f}", *((f"{i:.2f}", 0.5 * i) for i in x.information[j])]
+    for j in x.latents
+  ]
+  caption = f"Attribution <small>{int(np.sum(x.kl > 0.01))} of {len(x.kl)} latents have"
+  caption += " a KL above .01"
+  if x.factors:
+    caption += "; mutual information with each factor as a share of its entropy"
+  return (
+    f'<div class="direction"><div class="strips">{"".join(strips)}</div></div>'
+    + page.table(head, rows, f"{caption}</small>")
+  )
+
+
+def _scores(found) -> str:
+  rows = [
+    [
+      esc(r["metric"].split("/")[1].replace("_", " ")),
+      esc(r["target"] or r.get("anomaly", "")),
+      value(r),
+      f"{r['samples']:,}",
+    ]
+    for r in found
+  ]
+  title = "What latents are worth <small>from posterior means; probes learned from the"
+  title += " training split, disentanglement on all combinations of factors</small>"
+  return page.table(["", "of", "value", "n"], rows, title) if rows else ""
