@@ -15,7 +15,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmgen_jax import checkpoint, manifest, pictures, provenance, records, scores
+from mmgen_jax import (
+  checkpoint,
+  latent_scores,
+  manifest,
+  pictures,
+  provenance,
+  records,
+  scores,
+)
 from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
 from mmgen_jax.data.examples import Examples
@@ -110,6 +118,7 @@ def evaluate(
   if jax.process_index() != 0:
     return []  # the others had to hear the checkpoint, and are done
   sampler = make_sampler(config, held_out.modalities, batch_size=config.eval.batch_size)
+  params = latent_scores.fit_sampler(config, state.ema, train)
   fingerprint = config_lib.fingerprint(config)
   origin = provenance.provenance(fingerprint)
   out, by = [], None
@@ -120,12 +129,15 @@ def evaluate(
     count = min(config.eval.num_examples, len(examples))
     say(f"evaluating step {step} on {count} examples of {examples.name}/{name}")
     indices = np.arange(count)
-    samples = sampler(state.ema, examples, indices, config.seed, say)
+    samples = sampler(params, examples, indices, config.seed, say)
     by = by or make_judges(config, data_dir, list(samples.values), say=say)
     setting = scores.Setting(examples, indices, by, config.eval.bootstrap)
     floor = {} if name == "train" else _some_real(train, by.extractors, count)
     reads = scores.read_all(setting, samples)
     entries = _entries(config, setting, samples, reads, floor, say)
+    if name == split:
+      page = records.path(workdir, step).with_name(f"latents_step_{step:07d}.npz")
+      entries += latent_scores.measure(config, params, train, examples, page, say)
     context = records.context(config, examples, count, step, origin)
     out += records.complete(entries, context)
     if name == split:

@@ -50,6 +50,7 @@ def context(config, examples, count: int, step: int, provenance: Mapping) -> Rec
       "seed": config.seed,
       "config": provenance["config_fingerprint"],
       "missing_rate": config.data.missing_rate,
+      "sampler": config.eval.get("sampler", "prior"),
     },
     "weights": "ema",
     "step": step,

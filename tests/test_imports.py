@@ -20,7 +20,8 @@ ORDER = [
   {"fuse"},
   {"loop", "describe", "process"},
   {"metrics"},
-  {"generate", "records", "scores", "pictures"},
+  {"generate", "interpret", "latent_scores", "pictures", "records", "representation"}
+  | {"scores"},
   {"evaluate", "comparison", "recommendation"},
   {"sweep", "trial", "workers"},
   {"report"},

@@ -9,7 +9,7 @@ from pathlib import Path
 from mmgen_jax import records
 from mmgen_jax.log import duration, training_secs
 from mmgen_jax.provenance import write_atomically
-from mmgen_jax.report import compare, page, samples, tables, training
+from mmgen_jax.report import compare, latents, page, samples, tables, training
 from mmgen_jax.report.page import esc
 from mmgen_jax.report.run import (
   Run,
@@ -43,6 +43,7 @@ def render(run: Run) -> str:
   sections = [
     ("directions", "Directions", samples.directions(run)),
     ("reconstruction", "Reconstruction", samples.reconstruction(run)),
+    ("latents", "Latents", latents.latents(run)),
     ("training", "Training", training.training(run)),
     ("scores", "Scores", tables.scores(run)),
     ("provenance", "Provenance", tables.provenance(run)),

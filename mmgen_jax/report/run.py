@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmgen_jax import pictures, records
+from mmgen_jax import interpret, pictures, records
+from mmgen_jax.interpret import Interpretation
 from mmgen_jax.log import read_metrics
 from mmgen_jax.pictures import Panel
 
@@ -21,6 +22,7 @@ class Run(NamedTuple):
     records: of the newest evaluation.
     growth: (panel, what was saved with it) of each step that wrote samples.
     shown: the panel of the newest evaluation, else of the newest samples.
+    interpretation: of single latents, where the newest evaluation has it.
   """
 
   name: str
@@ -30,6 +32,7 @@ class Run(NamedTuple):
   records: list[records.Record]
   growth: list[tuple[Panel, dict[str, Any]]]
   shown: Panel | None
+  interpretation: Interpretation | None = None
 
 
 def read(workdir) -> Run:
@@ -49,6 +52,7 @@ def read(workdir) -> Run:
   evaluated = records.path(workdir, known[-1]).with_suffix(".npz") if known else None
   if evaluated is not None and evaluated.exists():
     shown = pictures.load_panel(evaluated)[0]
+  latents = workdir / "records" / f"latents_step_{known[-1] if known else 0:07d}.npz"
   return Run(
     workdir.name,
     json.loads((workdir / "config.json").read_text()),
@@ -57,6 +61,7 @@ def read(workdir) -> Run:
     records.read(workdir),
     growth,
     shown,
+    interpret.load(latents) if latents.exists() else None,
   )
 
 
