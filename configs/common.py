@@ -29,6 +29,7 @@ def defaults(family: str) -> Any:
         "options": {},
         "feed": "resident",  # or "streamed"
         "workers": 0,  # processes of the streamed feed
+        "first": 0,  # train on so many examples only; 0: on all
         "missing_rate": 0.0,  # share of modalities hidden at training
       },
       "augment": {},  # {modality: fields of mmgen_jax.data.augment.Augmentation}

@@ -8,9 +8,10 @@ https://arxiv.org/abs/2501.05441: relativistic loss, R1 and R2, no normalisation
   python benchmarks/gan_mnist.py --workdir=runs/gan_mnist
 
 Variants: `:conditional` (by digit); `:dcgan` (DCGAN with spectral normalisation and the
-hinge loss); `:resnet` (SNGAN's networks, same loss; slow on a CPU); `:published` (the
-paper's networks, batch and schedules for StackedMNIST, 10 million images: for
-accelerators).
+hinge loss); `:resnet` (SNGAN's networks, same loss; slow on a CPU); `:limited` (the
+first 1,000 images only) and `:limited_ada` (the same, with the augmentation of Karras et
+al., 2020, https://arxiv.org/abs/2006.06676, less its colours); `:published` (the paper's
+networks, batch and schedules for StackedMNIST, 10 million images: for accelerators).
 
 Differences of the small one: one position of the finest stage is a patch of 4 x 4 pixels,
 one residual block per stage, a larger rate, a short burn-in.
@@ -54,6 +55,8 @@ def get_config(arg=None):
     conditional=conditional,
     dcgan=dcgan,
     resnet=resnet,
+    limited=limited,
+    limited_ada=limited_ada,
     published=published,
     smoke=smoke,
   )
@@ -79,6 +82,21 @@ def dcgan(config):
 def resnet(config):
   dcgan(config)
   config.model.net = "resnet"
+
+
+def limited(config):
+  config.data.first = 1000
+
+
+def limited_ada(config):
+  limited(config)
+  config.disc_augment = {
+    "kind": "ada",
+    "ops": {"blit": 1.0, "geometry": 1.0, "cutout": 1.0},
+    "strength": (0.0, 0.4),  # over so many images, half a cosine
+    "images": 30_000,
+    "supersampling": 1,  # 2 as published costs more than the networks, on a CPU
+  }
 
 
 def published(config):

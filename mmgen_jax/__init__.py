@@ -11,6 +11,7 @@ _NAMES = {
   "data": ["load_data"],
   "data.feeds": ["batch_indices", "missing_mask", "resident_feed", "streamed_feed"],
   "data.modality": ["Modality", "audio", "image", "text"],
+  "diffaugment": ["make_augmentation"],
   "fuse": ["fuse_checkpoints"],
   "fusion.feature": [
     "AttentionFusion",
@@ -52,8 +53,10 @@ _NAMES = {
     "slerp",
     "swa_update",
   ],
+  "health": ["overfitting"],
   "likelihoods": ["make_likelihood"],
   "losses": [
+    "contrast",
     "gaussian_kl",
     "gaussian_log_prob",
     "gradient_penalty",
@@ -73,6 +76,7 @@ _NAMES = {
   "metrics.manifold": ["manifold"],
   "metrics.modes": ["inception_score", "kl_floor", "modes", "stacked_mode"],
   "metrics.shared_factor": ["beta_vae_score", "factor_vae_score"],
+  "models.condition": ["ConditionEncoder", "Given"],
   "models.conv": ["ConvDecoder", "ConvEncoder"],
   "models.gan": ["Discriminator", "Generator"],
   "models.multimodal": ["MultimodalVAE"],
@@ -104,7 +108,12 @@ _NAMES = {
     "permute_latents",
   ],
 }
-_ALIASES = {"fuse_checkpoints": "fuse", "load_config": "load", "load_data": "load"}
+_ALIASES = {
+  "fuse_checkpoints": "fuse",
+  "load_config": "load",
+  "load_data": "load",
+  "make_augmentation": "make_pipe",
+}
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]

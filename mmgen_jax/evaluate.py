@@ -23,6 +23,7 @@ from mmgen_jax import (
   provenance,
   records,
   scores,
+  walks,
 )
 from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
@@ -236,28 +237,30 @@ def _shown(setting: scores.Setting, count: int = SHOWN) -> np.ndarray:
 
 def make_on_samples(
   config, workdir, data_dir=None, *, say: Say = _say
-) -> Callable[[State, int], None]:
+) -> Callable[[State, int], dict[str, float] | None]:
   """`on_samples(state, step)`: writes pictures, from the same noise at every step.
 
   From validation examples, to <workdir>/samples/step_<step>/: grids, and panel.npz with
-  the coherence of one batch. The data, the judges and the compiled generation are made
-  at its first call. It uses this process's devices only, and does nothing on processes
-  other than 0.
+  the coherence of one batch. Returns the means of what the family's evaluation step says
+  of them, as "held_out/<name>": a discriminator's logits, an ELBO. The data, the judges
+  and the compiled generation are made at its first call. It uses this process's devices
+  only, and does nothing on processes other than 0.
   """
   data_dir = _data_dir(workdir, data_dir)
   prepared: list = []
 
-  def on_samples(state: State, step: int) -> None:
+  def on_samples(state: State, step: int) -> dict[str, float] | None:
     if jax.process_index() != 0:
-      return
+      return None
     if not prepared:
       examples = _load(config, "validation", data_dir)
       count = min(config.eval.batch_size, len(examples))
       sampler = make_sampler(config, examples.modalities, batch_size=count)
       prepared.append((examples, np.arange(count), sampler))
     examples, indices, sampler = prepared[0]
-    ema = jax.tree.map(_local, state.ema)
-    samples = sampler(ema, examples, indices, config.seed)
+    # Of what is not averaged, a discriminator, the parameters themselves.
+    params = jax.tree.map(_local, {**state.params, **state.ema})
+    samples = sampler(params, examples, indices, config.seed)
     if len(prepared) == 1:
       names = list(samples.values)
       prepared.append(make_judges(config, data_dir, names, extract=False, say=say))
@@ -273,6 +276,7 @@ def make_on_samples(
     pictures.write_grids(folder, panel, step)
     extra = {"step": step, "coherence": coherent, "count": len(setting.indices)}
     pictures.save_panel(folder / "panel.npz", panel, extra)
+    return {f"held_out/{name}": float(x.mean()) for name, x in samples.losses.items()}
 
   return on_samples
 
@@ -284,6 +288,8 @@ def _local(x) -> np.ndarray:
 
 def sample(config, workdir, data_dir=None, *, count: int = 16, say: Say = _say):
   """Writes grids of every direction of the newest checkpoint; the files' paths.
+
+  Of a GAN also what its noise does: see `mmgen_jax.walks`.
 
   Raises:
     FileNotFoundError: if there is no sound checkpoint.
@@ -301,6 +307,9 @@ def sample(config, workdir, data_dir=None, *, count: int = 16, say: Say = _say):
   panel = _panel(setting, samples, np.arange(len(indices)), {})
   folder = Path(workdir) / "samples" / f"step_{step:07d}_{count}"
   paths = pictures.write_grids(folder, panel, step, columns=count)
+  if config.family == "gan":
+    made = walks.grids(config, state.ema, examples, step, count, config.seed)
+    paths += walks.write(folder, made)
   for path in paths:
     say(f"wrote {path}")
   return paths

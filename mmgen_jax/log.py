@@ -69,11 +69,12 @@ def open_log(workdir, *, step: int, train_steps: int, batch_size: int) -> Log:
   def write(step, metrics):
     nonlocal last
     now = time.time()
-    steps_per_sec = (step - last[0]) / max(now - last[1], 1e-9)
-    last = step, now
     metrics = {name: float(value) for name, value in metrics.items()}
-    metrics["speed/steps_per_sec"] = steps_per_sec
-    metrics["speed/images_per_sec"] = steps_per_sec * batch_size
+    if step > last[0]:  # else it is more of the step that was just logged
+      steps_per_sec = (step - last[0]) / max(now - last[1], 1e-9)
+      metrics["speed/steps_per_sec"] = steps_per_sec
+      metrics["speed/images_per_sec"] = steps_per_sec * batch_size
+      last = step, now
     sinks.write(step, now, metrics)
 
   def close():

@@ -7,14 +7,14 @@ boundaries only.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from mmgen_jax import checkpoint, provenance, signals, steps
+from mmgen_jax import checkpoint, health, provenance, signals, steps
 from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
 from mmgen_jax import log as log_lib
@@ -46,7 +46,8 @@ class _Run(NamedTuple):
   log: log_lib.Log
   saver: checkpoint.Saver
   requested: Callable[[], bool]
-  on_samples: Callable[[State, int], None]
+  on_samples: Callable[[State, int], Mapping[str, float] | None]
+  watch: Callable[[Mapping[str, float]], list[str]]
 
 
 def make_feed(config, examples: Examples, attempt: int = 0) -> feeds.Feed:
@@ -78,7 +79,9 @@ def train(
   data_dir=None,
   examples: Examples | None = None,
   family: Any = None,
-  on_samples: Callable[[State, int], None] = lambda state, step: None,
+  on_samples: Callable[[State, int], Mapping[str, float] | None] = (
+    lambda state, step: None
+  ),
 ) -> State:
   """The State after `config.train_steps`, going on from what `workdir` holds.
 
@@ -90,7 +93,7 @@ def train(
     family: what has `init` and `make_train_step`; default: the module of
       `mmgen_jax.steps` that `config.family` names.
     on_samples: called on every process each `sample_steps` and at the end; it must be
-      done with the state when it returns.
+      done with the state when it returns. What it returns is logged.
 
   Raises:
     Stopped: SIGTERM or SIGINT came; the state is saved.
@@ -105,6 +108,8 @@ def train(
     examples = datasets.load(
       config.data.name, "train", data_dir or workdir / "data", **config.data.options
     )
+  if first := config.data.get("first", 0):
+    examples = examples.first(first)
   init_key, key = jax.random.split(jax.random.key(config.seed))
 
   @jax.jit
@@ -144,7 +149,8 @@ def train(
     )
     stack.callback(saver.close)
     requested = stack.enter_context(signals.catch())
-    this = _Run(config, dispatch, log, saver, requested, on_samples)
+    watch = health.make_watch()
+    this = _Run(config, dispatch, log, saver, requested, on_samples, watch)
     attempt = 0
     while True:
       (state, step), found = found or (init(), 0), None
@@ -196,6 +202,11 @@ def _attempt(run: _Run, state: State, step: int, feed: feeds.Feed) -> State:
   window: list[dict] = []
   unread: list[tuple[int, dict]] = []
 
+  def tell(now: int, means: Mapping[str, float]) -> None:
+    run.log.write(now, means)
+    for message in run.watch(means):
+      run.log.say(f"step {now}: {message}")
+
   def read() -> bool:
     """Reads what is unread; whether a process was asked to stop."""
     stop = False
@@ -206,7 +217,7 @@ def _attempt(run: _Run, state: State, step: int, feed: feeds.Feed) -> State:
       window.append(metrics)
       now = first + updates
       if now % config.log_steps == 0 or now == end:
-        run.log.write(now, log_lib.window_mean(window))
+        tell(now, log_lib.window_mean(window))
         window.clear()
       run.log.progress(now, {name: x[-1] for name, x in metrics.items()})
       stop |= bool(metrics.get(signals.STOP, np.zeros(1)).any())
@@ -228,7 +239,8 @@ def _attempt(run: _Run, state: State, step: int, feed: feeds.Feed) -> State:
       if to_save:
         run.saver.save(state, step)
       if to_show:
-        run.on_samples(state, step)
+        if found := run.on_samples(state, step):
+          tell(step, found)
       if stop:
         run.saver.wait()
         raise Stopped(f"stopped at step {step} of {end}, which is saved")

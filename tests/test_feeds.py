@@ -339,3 +339,12 @@ def test_examples_are_checked_and_selected(examples):
   wrong = {**examples.columns, "image": Column(np.zeros((N, 5, 5, 3), np.uint8))}
   with pytest.raises(ValueError, match="declared was"):
     Examples("bad", "train", examples.modalities, {}, {}, wrong, "f")
+
+
+def test_the_first_examples_are_the_same_ones_alone(examples):
+  few = examples.first(5)
+  assert len(few) == 5 and few.fingerprint != examples.fingerprint
+  assert_same(few.rows([0, 4]), examples.rows([0, 4]))
+  assert all(len(x) == 5 for x in (*few.present.values(), *few.labels.values()))
+  with pytest.raises(ValueError, match=f"{N} examples, not {N + 1}"):
+    examples.first(N + 1)

@@ -12,13 +12,13 @@ from tiny_models import BATCH, tiny
 from mmgen_jax import parallel
 from mmgen_jax.losses import contrast
 from mmgen_jax.models.condition import ConditionEncoder, Given
-from mmgen_jax.steps import adversarial, gan
+from mmgen_jax.steps import gan, gan_networks
 
 key = jax.random.key
 
 
 def conditional(**loss):
-  """A tiny GAN of images from words and sounds, every kind of discriminator at once."""
+  """A tiny GAN of images from words and sounds, with every term that there is."""
   config, modalities, inputs = tiny("gan")
   config.model.update(
     net="r3gan",
@@ -40,7 +40,16 @@ def conditional(**loss):
     {"gan": "relativistic_average", "r1_gamma": 1.0, "r1_fraction": 1, "r2": True}
   )
   config.loss.update(auxiliary=0.5, contrastive=0.5, mismatch=0.5)
+  config.loss.update(lecam=0.1, wasserstein=0.1)
+  config.loss.consistency = {"real": 0.1, "fake": 0.1, "ops": ("mirror", "translation")}
   config.loss.update(loss)
+  config.disc_augment = {
+    "kind": "ada",
+    "ops": {"blit": 1.0, "colour": 0.5},
+    "strength": (0.3, 0.3),
+    "target": 0.6,  # adaptive
+    "images": 1000.0,
+  }
   return config, modalities, inputs
 
 
@@ -48,10 +57,11 @@ def conditional(**loss):
 def updates(devices, mode="jit"):
   config, modalities, inputs = conditional()
   mesh = parallel.make_mesh(jax.devices()[:devices])
-  run = parallel.compile_step(gan.make_train_step(config, modalities), mesh, mode)
+  step = gan.make_train_step(config, modalities)
+  run = parallel.compile_step(step, mesh, mode, updates=4)
   state = jax.jit(lambda: gan.init(key(0), config, modalities))()
   state = parallel.put_replicated(state, mesh)
-  put = parallel.put_inputs(inputs(0, 1), mesh, mode)
+  put = parallel.put_inputs(inputs(0, 4), mesh, mode)
   return jax.device_get(run(state, (), put, key(1)))
 
 
@@ -62,6 +72,21 @@ def test_one_device_is_four(mode):
   close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
   jax.tree.map(close, one.params, four.params)
   jax.tree.map(close, metrics, others)
+  jax.tree.map(close, one.extra, four.extra)
+
+
+def test_the_state_follows_the_logits():
+  state, metrics = updates(1)
+  strength = metrics["schedule/strength"]
+  np.testing.assert_allclose(strength, 0.3)  # changes after every fourth update
+  assert abs(state.extra["augment"]["strength"] - 0.3) == pytest.approx(
+    BATCH * 4 / 1000
+  )
+  average = 0.0
+  for step, logit in enumerate(metrics["gan/logits_real"]):
+    keep = min(0.99, (1 + step) / (10 + step))
+    average = keep * average + (1 - keep) * logit
+  assert state.extra["lecam"]["real"] == pytest.approx(average, rel=1e-4)
 
 
 @functools.cache
@@ -129,7 +154,7 @@ def test_hiding_is_by_example_and_as_often_as_asked():
   batch = jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(0, 1))
   batch["mask"] = jax.tree.map(jnp.ones_like, batch["mask"])
   keep = lambda k: (
-    adversarial.given_of(config, modalities, batch, jax.random.split(k, BATCH)).mask
+    gan_networks.given_of(config, modalities, batch, jax.random.split(k, BATCH)).mask
   )
   mask = jax.vmap(keep)(jax.random.split(key(0), 500))
   for kept in mask.values():
@@ -144,11 +169,11 @@ def test_only_what_both_are_told_can_differ():
   given = Given(None, values, mask)
   other = jax.tree.map(before, given)
   # 0 and 3 share nothing that both have; 2 and 1 neither; 1 and 0 have other words.
-  np.testing.assert_array_equal(adversarial.differ(given, other), [0, 1, 0, 0])
+  np.testing.assert_array_equal(gan_networks.differ(given, other), [0, 1, 0, 0])
   label = jnp.array([1, 1, 2, 2])
   given = Given(label, {}, {})
   other = jax.tree.map(before, given)
-  np.testing.assert_array_equal(adversarial.differ(given, other), [1, 0, 1, 0])
+  np.testing.assert_array_equal(gan_networks.differ(given, other), [1, 0, 1, 0])
 
 
 def test_rolling_is_over_the_global_batch():

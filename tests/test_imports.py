@@ -13,15 +13,22 @@ ROOT = Path(__file__).parents[1]
 # Left to right: a module imports only from its own group or groups to its left.
 ORDER = [
   {"config", "state", "data"},
-  {"likelihoods", "losses", "objectives", "schedules", "total_correlation"},
+  {
+    "diffaugment",
+    "likelihoods",
+    "losses",
+    "objectives",
+    "schedules",
+    "total_correlation",
+  },
   {"optim", "parallel", "fusion", "models"},
   {"steps"},
-  {"checkpoint", "manifest", "safetensors", "log", "signals", "provenance"},
+  {"checkpoint", "health", "manifest", "safetensors", "log", "signals", "provenance"},
   {"fuse"},
   {"loop", "describe", "process"},
   {"metrics"},
   {"generate", "interpret", "latent_scores", "pictures", "records", "representation"}
-  | {"scores"},
+  | {"scores", "walks"},
   {"evaluate", "comparison", "recommendation"},
   {"sweep", "trial", "workers"},
   {"report"},

@@ -9,9 +9,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mmgen_jax import parallel
+from mmgen_jax.data.modality import image
 from mmgen_jax.losses import gradient_penalty
 from mmgen_jax.models import r3gan
 from mmgen_jax.models.layers import init_params
+from mmgen_jax.models.multimodal import MultimodalVAE
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 key = jax.random.key
@@ -200,6 +202,18 @@ def test_bfloat16_is_near_and_only_at_the_finest_stages():
   program = str(jax.make_jaxpr(half.apply)(params, z))
   assert "f32[2,4,4,16]" in program and "bf16[2,8,8,16]" in program
   assert "bf16[2,4,4,32]" not in program  # the inner width of the coarsest blocks
+
+
+def test_a_generator_is_a_vaes_decoder():
+  shape = {"widths": (16,), "blocks": 1, "group_size": 8, "patch": 2}
+  gen, z = r3gan.R3Generator((8, 8), 3, **shape), normal(0, 2, 4)
+  params = awake(gen.init(key(1), z))["params"]
+  one, scale = {"image": image(8, 8, 3)}, {"image": 1.0}
+  vae = MultimodalVAE(one, 4, {"image": 8}, 8, 1, scale, r3=shape)
+  whole = init_params(vae, key(2), {"image": jnp.zeros((1, 8, 8, 3))})
+  whole["decoders_image"] = {"R3Generator_0": params}
+  made = vae.apply({"params": whole}, z, method="decode")["image"]
+  np.testing.assert_allclose(made[..., 0], gen.apply({"params": params}, z), atol=1e-6)
 
 
 def test_what_does_not_fit_is_refused():

@@ -5,6 +5,7 @@ Part of the latent is shared by all modalities; the rest is private to one each.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from mmgen_jax.data.modality import Modality
 from mmgen_jax.likelihoods import Likelihood, make_likelihood
 from mmgen_jax.models.conv import ConvDecoder, ConvEncoder
 from mmgen_jax.models.layers import Dense
+from mmgen_jax.models.r3gan import R3Generator
 from mmgen_jax.models.text import TextDecoder, TextEncoder
 
 
@@ -69,12 +71,17 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """The parameters [b ... outputs] of p(x_m | z) of one modality."""
+  """The parameters [b ... outputs] of p(x_m | z) of one modality.
+
+  With `r3`, attributes of `R3Generator`, a grid's decoder is a GAN's generator: weights
+  move between the two.
+  """
 
   modality: Modality
   outputs: int
   width: int
   blocks: int = 1
+  r3: Mapping[str, Any] = FrozenDict()
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -83,13 +90,11 @@ class Decoder(nn.Module):
     if self.modality.kind == "text":
       return TextDecoder(shape[0], self.outputs, self.width, self.blocks, self.dtype)(z)
     channels = shape[2] if self.modality.kind == "image" else 1
-    grid = ConvDecoder(
-      (shape[0], shape[1]),
-      channels * self.outputs,
-      self.width,
-      self.blocks,
-      dtype=self.dtype,
-    )(z)
+    size, outputs = (shape[0], shape[1]), channels * self.outputs
+    if self.r3:
+      grid = R3Generator(size, outputs, **self.r3, dtype=self.dtype)(z)
+    else:
+      grid = ConvDecoder(size, outputs, self.width, self.blocks, dtype=self.dtype)(z)
     return grid.reshape(len(z), *shape, self.outputs)
 
 
@@ -110,6 +115,7 @@ class MultimodalVAE(nn.Module):
     blocks: blocks per resolution (grids) or in all (text).
     scales: scale of Gaussian and Laplace likelihoods, by modality kind.
     dtype: of the computation; parameters and latents stay float32.
+    r3: attributes of `R3Generator`, to have that as the decoder of grids.
   """
 
   modalities: Mapping[str, Modality]
@@ -120,6 +126,7 @@ class MultimodalVAE(nn.Module):
   scales: Mapping[str, float]
   private: Mapping[str, int] = FrozenDict()
   dtype: DTypeLike = jnp.float32
+  r3: Mapping[str, Any] = FrozenDict()
 
   def own(self, name: str) -> slice:
     """Where z holds what is private to a modality."""
@@ -152,6 +159,7 @@ class MultimodalVAE(nn.Module):
         self.likelihood(name).outputs,
         self.widths[self.modalities[name].kind],
         self.blocks,
+        self.r3,
         self.dtype,
       )
       for name in names

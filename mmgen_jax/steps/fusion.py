@@ -42,6 +42,9 @@ Modalities = Mapping[str, Modality]
 def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators]:
   """The VAE and the discriminators of a config.
 
+  `config.model.r3_decoder`, where it is there, has the attributes of the R3GAN generators
+  that decode images and sounds.
+
   Raises:
     ValueError: if an adversarial modality is unknown, or is text (its samples are
       discrete: no gradient passes), or the posterior is unknown.
@@ -66,6 +69,7 @@ def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators
     m.scales.to_dict(),
     m.private.to_dict(),
     dtype,
+    dict(m.get("r3_decoder", {})),
   )
   judged = {name: modalities[name] for name in config.loss.adversarial}
   return vae, Discriminators(judged, m.disc_widths.to_dict(), dtype=dtype)

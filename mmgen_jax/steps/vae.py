@@ -27,8 +27,9 @@ Modalities = Mapping[str, Modality]
 def build(config, modalities: Modalities) -> MultimodalVAE | MLPVAE:
   """The VAE of the one modality that `config.model.modality` names.
 
-  `config.model.net` is "conv" (or not there) or "mlp"; `config.model.likelihood`, where
-  it is there, takes the place of what the data set says.
+  `config.model.net` is "conv" (or not there) or "mlp"; `config.model.r3_decoder`, where
+  it is there, has the attributes of the R3GAN generator that is the decoder;
+  `config.model.likelihood`, where it is there, takes the place of what the data set says.
 
   Raises:
     ValueError: if the data set has no such modality, or there is no such network.
@@ -45,7 +46,14 @@ def build(config, modalities: Modalities) -> MultimodalVAE | MLPVAE:
     )
   widths, scales = m.widths.to_dict(), m.scales.to_dict()
   return MultimodalVAE(
-    named, m.latent, widths, m.features, m.blocks, scales, dtype=dtype
+    named,
+    m.latent,
+    widths,
+    m.features,
+    m.blocks,
+    scales,
+    dtype=dtype,
+    r3=dict(m.get("r3_decoder", {})),
   )
 
 

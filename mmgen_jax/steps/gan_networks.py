@@ -1,4 +1,4 @@
-"""What the GAN step descends: networks of a config, losses, penalties, conditions."""
+"""The networks of the GAN step, from a config, and what they are conditioned on."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -7,15 +7,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mmgen_jax.data.modality import Modality
-from mmgen_jax.losses import (
-  contrast,
-  cross_entropy,
-  gradient_penalty,
-  make_adversarial,
-)
 from mmgen_jax.models import baselines
 from mmgen_jax.models.condition import (
   ConditionalDiscriminator,
@@ -28,8 +22,7 @@ from mmgen_jax.models.gan import Discriminator, Generator
 from mmgen_jax.models.layers import apply
 from mmgen_jax.models.multimodal import as_grid
 from mmgen_jax.models.r3gan import R3Discriminator, R3Generator
-from mmgen_jax.parallel import gather, roll
-from mmgen_jax.steps.inputs import blank_missing, one_in, only, pair, unpair
+from mmgen_jax.steps.inputs import blank_missing, only
 
 Modalities = Mapping[str, Modality]
 NETS = ("conv", "r3gan", "dcgan", "resnet")
@@ -186,116 +179,3 @@ def differ(a: Given, b: Given) -> Float[Array, "b"]:
     unlike = (x != b.values[name]).reshape(len(x), -1).any(1)
     other.append(unlike & a.mask[name] & b.mask[name])
   return jnp.stack(other).any(0).astype(jnp.float32)
-
-
-class Now(NamedTuple):
-  """What a loss depends on besides parameters and examples.
-
-  Attributes:
-    step: updates done.
-    gamma: twice the weight of R1 and R2.
-    strength: of the augmentation.
-    averages: {"real", "fake"}: moving averages of the logits, for LeCam.
-    axis: of the devices, under pmap.
-  """
-
-  step: Int[Array, ""]
-  gamma: Any
-  strength: Any = 0.0
-  averages: Any = None
-  axis: str | None = None
-
-
-def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
-  """`discriminator_loss` and `generator_loss`, means over examples, and their metrics.
-
-  Real and generated examples are pairs that share a condition; missing examples count
-  for nothing. Of `config.loss`, where they are there:
-
-  - r1_gamma, r2: R1, and R2 with the same weight gamma / 2, from one backward pass over
-    one in `r1_fraction` of the pairs;
-  - mismatch: weight of real examples under the condition of the example before, which
-    count as generated (Reed et al., "Generative Adversarial Text to Image Synthesis",
-    2016, algorithm 1, https://arxiv.org/abs/1605.05396); equal conditions do not;
-  - auxiliary: weight of the classifier's cross-entropy: D's of real examples (in the
-    paper of generated ones too, whose classes are wrong at first), G's of its own;
-  - contrastive: weight of `mmgen_jax.losses.contrast` between an example and all
-    conditions of the global batch: D's of real examples, G's of its own (Zhang et al.,
-    "Cross-Modal Contrastive Learning for Text-to-Image Generation", 2021, eq. 3,
-    https://arxiv.org/abs/2101.04702).
-  """
-  net = networks(config, modalities)
-  name, loss = config.model.modality, config.loss
-  auxiliary, contrastive = loss.get("auxiliary", 0.0), loss.get("contrastive", 0.0)
-  mismatch, with_r2 = loss.get("mismatch", 0.0), loss.get("r2", False)
-
-  def real_and_fake(params, batch, keys):
-    values, mask = blank_missing(batch, {name: modalities[name]})
-    given = given_of(config, modalities, batch, keys[:, 1])
-    noise = lambda key: jax.random.normal(key, (config.model.latent,))
-    fake = net.generate(params, jax.vmap(noise)(keys[:, 0]), given)
-    return values[name], fake, given, mask[0].astype(jnp.float32)
-
-  def conditional(verdict: Verdict, given: Given, mean, axis, has):
-    """Weighted terms of how well examples are recognised as what was given."""
-    terms = {}
-    if auxiliary:
-      terms["auxiliary"] = auxiliary * mean(cross_entropy(verdict.classes, given.label))
-    if contrastive:
-      told = jnp.stack(list(given.mask.values())).any(0) & (has > 0)
-      keys, there = gather(verdict.given, axis), gather(told, axis)
-      first = 0 if axis is None else jax.lax.axis_index(axis) * len(told)
-      value = contrast(verdict.image, keys, first + jnp.arange(len(told)), there)
-      terms["contrastive"] = contrastive * mean(jnp.where(told, value, 0.0))
-    return terms
-
-  def penalties(judge, real, fake, condition, has):
-    if not loss.r1_gamma:
-      return {}
-    part = partial(one_in, loss.r1_fraction)  # the same in expectation, and cheaper
-    real, fake, condition, has = jax.tree.map(part, (real, fake, condition, has))
-    x = pair(real, fake) if with_r2 else real
-    condition = jax.tree.map(pair, condition, condition) if with_r2 else condition
-    slopes = gradient_penalty(lambda x: judge(x, condition).logits, x)
-    each = unpair(slopes) if with_r2 else (slopes,)
-    return {f"r{i}": (slope * has).mean() for i, slope in enumerate(each, 1)}
-
-  def discriminator_loss(params, gen_params, batch, keys, now: Now):
-    keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-    real, fake, given, has = real_and_fake(gen_params, batch, keys)
-    fake, mean = jax.lax.stop_gradient(fake), lambda x: (x * has).mean()
-    condition = net.embed(params, given)
-    judge = partial(net.judge, params)
-    both = judge(pair(real, fake), jax.tree.map(pair, condition, condition))
-    on_real, on_fake = unpair(both)
-    adversarial = make_adversarial(loss.gan, axis=now.axis)
-    versus = lambda fake: adversarial.discriminator(on_real.logits, fake)
-    terms = {"d_loss": mean(versus(on_fake.logits))}
-    if mismatch:
-      other = jax.tree.map(partial(roll, axis=now.axis), (condition, given))
-      wrong = versus(judge(real, other[0]).logits) * differ(given, other[1])
-      terms["mismatch"] = mismatch * mean(wrong)
-    terms |= conditional(on_real, given, mean, now.axis, has)
-    slopes = penalties(judge, real, fake, condition, has)
-    total = sum(terms.values()) + 0.5 * now.gamma * sum(slopes.values())
-    metrics = {f"gan/{k}": v for k, v in (terms | slopes).items()}
-    return total, metrics | {
-      "gan/logits_real": mean(on_real.logits),
-      "gan/logits_fake": mean(on_fake.logits),
-      "gan/real_above_fake": mean(on_real.logits > on_fake.logits),
-    }
-
-  def generator_loss(params, disc_params, batch, keys, now: Now):
-    keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-    real, fake, given, has = real_and_fake(params, batch, keys)
-    mean = lambda x: (x * has).mean()
-    condition = net.embed(disc_params, given)
-    on_fake = net.judge(disc_params, fake, condition)
-    on_real = net.judge(disc_params, real, condition)  # only if the loss looks
-    adversarial = make_adversarial(loss.gan, axis=now.axis)
-    value = mean(adversarial.generator(on_fake.logits, on_real.logits))
-    terms = conditional(on_fake, given, mean, now.axis, has)
-    metrics = {"gan/g_loss": value} | {f"gan/g_{k}": v for k, v in terms.items()}
-    return value + sum(terms.values()), metrics
-
-  return discriminator_loss, generator_loss

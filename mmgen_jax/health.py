@@ -1,0 +1,70 @@
+"""Early warnings: what a GAN's logged means say before samples show it."""
+
+from collections.abc import Callable, Mapping
+
+Means = Mapping[str, float]
+_APART = 5.0  # R2 over R1, either way
+_CERTAIN = 0.98  # share of pairs that D has the right way round
+_MEMORISED = 0.5  # of the way from training examples down to generated ones
+
+
+def overfitting(real: float, held_out: float, fake: float) -> float:
+  """(D(train) - D(held out)) / (D(train) - D(G(z))), of mean logits; 0 where D is blind.
+
+  0: held-out examples look like training examples to the discriminator; 1: like
+  generated ones. Karras et al., "Training Generative Adversarial Networks with Limited
+  Data", 2020, eq. 1, https://arxiv.org/abs/2006.06676.
+  """
+  return (real - held_out) / (real - fake) if real - fake > 1e-6 else 0.0
+
+
+def warnings(means: Means) -> dict[str, str]:
+  """{what is wrong: a message} of a GAN's metrics, by the names that its step logs.
+
+  R1 and R2 stay near each other as long as generated and real examples are equally hard
+  (Huang et al., 2024, section 2.4, https://arxiv.org/abs/2501.05441).
+  """
+  found, get = {}, means.get
+  r1, r2 = get("gan/r1"), get("gan/r2")
+  if r1 is not None and r2 is not None and max(r1, r2) > 0:
+    ratio = r2 / max(r1, 1e-12)
+    if not 1 / _APART < ratio < _APART:
+      found["divergence"] = (
+        f"R2 is {ratio:.2g} times R1 (gan/r2, gan/r1): the game may be diverging; a"
+        " larger penalty (loss.r1_gamma, burn_in.gamma) or a lower rate would hold it"
+      )
+  above = get("gan/real_above_fake")
+  if above is not None and above > _CERTAIN:
+    found["certainty"] = (
+      f"{above:.1%} of real examples are above their generated ones"
+      " (gan/real_above_fake): the generator may have stopped learning"
+    )
+  names = ("gan/logits_real", "held_out/logits_real", "gan/logits_fake")
+  if all(name in means for name in names):
+    share = overfitting(*(means[name] for name in names))
+    if share > _MEMORISED:
+      found["overfitting"] = (
+        f"held-out examples are {share:.0%} of the way from training to generated ones"
+        " in the discriminator's logits: it learns examples by heart; more data or"
+        " disc_augment would help"
+      )
+  return found
+
+
+def make_watch() -> Callable[[Means], list[str]]:
+  """`watch(means)` -> what is newly wrong, with the newest value of each metric.
+
+  Told once, and again only if it had passed.
+  """
+  newest: dict[str, float] = {}
+  told: set[str] = set()
+
+  def watch(means: Means) -> list[str]:
+    newest.update(means)
+    found = warnings(newest)
+    new = [message for what, message in found.items() if what not in told]
+    told.clear()
+    told.update(found)
+    return new
+
+  return watch

@@ -1,0 +1,112 @@
+"""Penalties of the GAN step against closed forms, each by itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from mmgen_jax.data import modality
+from mmgen_jax.models.condition import Verdict
+from mmgen_jax.steps import gan_losses
+from mmgen_jax.steps.inputs import pair
+
+RNG = np.random.default_rng(0)
+REAL, FAKE = jnp.float32(RNG.normal(size=(2, 4, 6, 6, 1)))
+HAS = jnp.array([1.0, 1.0, 0.0, 1.0])
+FACTOR = jnp.array([1.0, 2.0, 3.0, -1.0])
+SHARE = jnp.array([0.0, 1.0, 0.3, 0.6])
+MODALITIES = {"image": modality.image(6, 6, 1)}
+
+
+def judge(x, factor):
+  """|x|^2 / 2 times a factor: its slope is the factor times x."""
+  return Verdict(0.5 * factor * jnp.square(x).sum((1, 2, 3)))
+
+
+def slopes(step=0, **loss):
+  config = ConfigDict({"loss": {"r1_gamma": 1.0, "r1_fraction": 1, **loss}})
+  found = gan_losses.make_slopes(config)(
+    judge, REAL, FAKE, FACTOR, HAS, SHARE, jnp.int32(step)
+  )
+  return {name: float(x) for name, x in found.items()}
+
+
+def squares(x):
+  return np.square(np.asarray(FACTOR)[:, None] * np.reshape(x, (4, -1))).sum(1)
+
+
+def mean(x):
+  return pytest.approx(float((x * HAS).mean()), rel=1e-4)
+
+
+def test_slopes_are_the_closed_forms_of_the_examples_that_are_there():
+  between = FAKE + SHARE[:, None, None, None] * (REAL - FAKE)
+  want = {
+    "r1": mean(squares(REAL)),
+    "r2": mean(squares(FAKE)),
+    "wasserstein": mean((np.sqrt(squares(between)) - 1) ** 2),
+  }
+  assert slopes(r2=True, wasserstein=10.0) == want
+  assert slopes() == {"r1": want["r1"]}
+  assert slopes(r1_gamma=0.0) == {}
+  half = {"r1": pytest.approx(float(squares(REAL)[0] / 2), rel=1e-4)}  # of 0 and 2
+  assert slopes(r1_fraction=2) == half
+
+
+def test_lazy_penalties_come_at_every_kth_update_k_times_as_strong():
+  now = slopes(r2=True)
+  for step in range(4):
+    times = 3.0 if step % 3 == 0 else 0.0
+    lazy = slopes(step, r2=True, every=3)
+    assert lazy == {k: pytest.approx(times * v) for k, v in now.items()}
+  with pytest.raises(ValueError, match="got 0"):
+    slopes(every=0)
+
+
+def test_a_slope_is_that_before_the_augmentation():
+  how = {"kind": "ada", "ops": {"geometry": 1.0, "colour": 1.0}, "supersampling": 1}
+  config = ConfigDict({"model": {"modality": "image"}, "disc_augment": how})
+  augment = gan_losses.make_augment(config, MODALITIES)
+  keys = jax.random.split(jax.random.key(0), 4)
+  weight = jnp.float32(RNG.normal(size=(6, 6, 1)))
+
+  def through(x, keys):
+    return Verdict((augment(keys, x, 0.8) * weight).sum((1, 2, 3)))
+
+  config = ConfigDict({"loss": {"r1_gamma": 1.0, "r1_fraction": 1}})
+  lazy = gan_losses.make_slopes(config)
+  got = jax.jit(lambda: lazy(through, REAL, FAKE, keys, HAS, SHARE, 0))()["r1"]
+  # By the transpose: what each pixel before adds to the weighted sum after.
+  basis = jnp.eye(36).reshape(36, 6, 6, 1)
+  each = jax.jit(jax.vmap(lambda k, x: augment(k[None], x[None], 0.8)[0], (None, 0)))
+  want = []
+  for key in keys:
+    columns = each(key, basis) - each(key, jnp.zeros_like(basis))
+    want.append(float(jnp.square((columns * weight).sum((1, 2, 3))).sum()))
+  assert float(got) == mean(np.array(want))
+  plain = float((jnp.square(weight).sum() * HAS).mean())
+  assert abs(float(got) / plain - 1) > 0.05
+
+
+def test_consistency_is_the_squared_difference_of_logits():
+  config = ConfigDict({"model": {"modality": "image"}, "loss": {}})
+  config.loss.consistency = {"real": 10.0, "fake": 0.0, "ops": ("mirror",)}
+  tilt = jnp.arange(6.0)[None, None, :, None]
+
+  def sided(x, condition):
+    return Verdict((x * tilt).sum((1, 2, 3)))
+
+  x, keys = pair(REAL, FAKE), jax.random.split(jax.random.key(2), 8)
+  call = gan_losses.make_consistency(config, MODALITIES)
+  got = call(sided, keys, x, None, sided(x, None).logits, HAS)
+  assert set(got) == {"consistency_real"}
+  logits = lambda x: (x * tilt).sum((1, 2, 3))
+  change = jnp.square(logits(REAL[:, :, ::-1]) - logits(REAL))
+  # Each real example is mirrored or not: one of the sums over subsets.
+  sums = [
+    float(10 * (change * HAS * np.array(list(f"{i:04b}"), float)).mean())
+    for i in range(16)
+  ]
+  assert any(float(got["consistency_real"]) == pytest.approx(s, rel=1e-4) for s in sums)
+  assert float(got["consistency_real"]) > 0

@@ -1,0 +1,48 @@
+"""Warnings come early, once, and not in health."""
+
+import pytest
+
+from mmgen_jax import health
+
+SOUND = {
+  "gan/r1": 1.0,
+  "gan/r2": 1.3,
+  "gan/real_above_fake": 0.7,
+  "gan/logits_real": 5.0,
+  "gan/logits_fake": 3.0,
+  "held_out/logits_real": 4.8,
+}
+
+
+def test_the_overfitting_share_is_where_held_out_examples_are():
+  assert health.overfitting(2.0, 2.0, -1.0) == 0.0
+  assert health.overfitting(2.0, 0.5, -1.0) == pytest.approx(0.5)
+  assert health.overfitting(2.0 + 7, -1.0 + 7, -1.0 + 7) == pytest.approx(1.0)
+  assert health.overfitting(1.0, 0.0, 1.0) == 0.0  # nothing is told apart
+
+
+@pytest.mark.parametrize(
+  "change, what",
+  [
+    ({"gan/r2": 6.0}, "divergence"),
+    ({"gan/r2": 0.1}, "divergence"),
+    ({"gan/real_above_fake": 0.99}, "certainty"),
+    ({"held_out/logits_real": 3.5}, "overfitting"),
+  ],
+)
+def test_each_failure_is_named(change, what):
+  assert health.warnings(SOUND) == {}
+  assert list(health.warnings({**SOUND, **change})) == [what]
+
+
+def test_other_families_are_left_alone():
+  assert health.warnings({"vae/elbo": -90.0, "held_out/elbo": -95.0}) == {}
+
+
+def test_a_warning_is_told_once_until_it_has_passed():
+  watch = health.make_watch()
+  assert watch({**SOUND, "gan/r2": 9.0})[0].startswith("R2 is 9 times R1")
+  assert watch({"gan/r2": 9.5}) == []
+  assert watch({"gan/r2": 1.0}) == []
+  assert len(watch({"gan/r2": 9.0})) == 1
+  assert len(watch({"held_out/logits_real": 3.0})) == 1  # beside the newest of others
