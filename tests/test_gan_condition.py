@@ -19,7 +19,7 @@ key = jax.random.key
 
 def conditional(**loss):
   """A tiny GAN of images from words and sounds, with every term that there is."""
-  config, modalities, inputs = tiny("gan")
+  config, modalities, inputs = tiny("gan", batch_size=BATCH)
   config.model.update(
     net="r3gan",
     condition=("sound", "word"),
