@@ -44,7 +44,7 @@ def test_the_gradient_is_that_of_an_affine_map_and_reaches_the_picture(kind):
 
 @pytest.mark.parametrize("kind", sorted(diffaugment.PIPES))
 def test_every_operation_changes_examples_as_often_as_asked(kind):
-  for name in diffaugment.PIPES[kind]:
+  for name in sorted(set(diffaugment.PIPES[kind]) - {"geometry"}):
     pipe = diffaugment.make_pipe(kind, {name: 0.5}, supersampling=1)
     keys = jax.random.split(key(1), 200)
     some = jax.jit(jax.vmap(pipe, (0, None, None)))(keys, GRID, 0.4)
