@@ -21,12 +21,14 @@ two CPU cores. Of sprites one combination of attributes in five is never trained
 | model fusion | VAE and GAN in one, of images alone | last |
 | all three | VAE and GAN in one, of all modalities | averaged |
 
-As a config of one run: `:sprites,all` (the default), `:digits,vae`, ...
+`:sprites,long` makes three times as many updates. As a config of one run:
+`:sprites,all` (the default), `:digits,vae`, ...
 """
 
 from configs import common
 
-UPDATES, MORE = 600, 150  # of a run; of each continuation
+UPDATES, MORE = 600, 160  # of a run; of each continuation
+LONGER = 3  # times, in `:long`
 SEEDS = (0, 1, 2)
 RATES = (2e-4, 5e-4, 1e-3)  # of the continuations
 
@@ -45,7 +47,7 @@ def get_config(arg=None):
     config.eval.also = ("train",)
   rest = ",".join(word for word in words if word != data)
   known = {name: lambda config: None for name in (*DATA, *METHODS)}
-  return common.variant(config, rest, **known, smoke=smoke)
+  return common.variant(config, rest, **known, smoke=smoke, long=long)
 
 
 def get_sweep(arg=None):
@@ -53,7 +55,8 @@ def get_sweep(arg=None):
   from mmgen_jax.sweep import trial_id
 
   words = [word for word in (arg or "sprites").split(",") if word]
-  updates, more = (4, 2) if "smoke" in words else (UPDATES, MORE)
+  times = LONGER if "long" in words else 1
+  updates, more = (4, 2) if "smoke" in words else (times * UPDATES, times * MORE)
   seeds = SEEDS[:2] if "smoke" in words else SEEDS
   several = len(_spec(words[0]).modalities) > 1
   out = []
@@ -75,7 +78,7 @@ def get_sweep(arg=None):
     last("VAE", vae, baseline=True)
     rates = [
       trial(
-        f"VAE + EMA, {MORE} more at {rate:g}",
+        f"VAE + EMA, {more} more at {rate:g}",
         "vae",
         budget=more,
         start=vae,
@@ -196,6 +199,11 @@ def models(data):
 
 
 METHODS = {"gan": gan, "vae": vae, "features": features, "models": models, "all": every}
+
+
+def long(config):
+  config.train_steps = config.save_steps = config.sample_steps = LONGER * UPDATES
+  config.optim.decay_steps = config.train_steps
 
 
 def smoke(config):

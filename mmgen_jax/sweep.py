@@ -16,6 +16,7 @@ from mmgen_jax import config as config_lib
 from mmgen_jax import records
 from mmgen_jax.comparison import Run
 from mmgen_jax.provenance import write_atomically
+from mmgen_jax.steps import STEPS
 
 RESULT, ERROR = "result.json", "error.json"
 
@@ -155,8 +156,9 @@ def fail(workdir, trial: Trial, error: str, exit_code: int) -> None:
 
 
 def check(trials: Sequence[Trial], workdir) -> None:
-  """ValueError where a run was started with another config than the sweep has now."""
+  """ValueError where a config does not fit, or is not that which a run started with."""
   for trial in trials:
+    config_lib.validate(resolve(trial, trials), STEPS)
     kept = folder_of(workdir, trial) / "config.json"
     if kept.exists():
       before = config_lib.fingerprint(config_lib.from_json(kept.read_text()))

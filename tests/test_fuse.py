@@ -1,7 +1,9 @@
 """Merging checkpoints and files: what goes in, what comes out, and the record of it."""
 
 import json
+import re
 import struct
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmgen_jax import checkpoint, fuse, manifest, safetensors
-from mmgen_jax.fusion import task_vectors, weight
+from mmgen_jax.fusion import pages, task_vectors, weight
 from mmgen_jax.state import new_state
 
 CONFIG = '{"family": "vae", "seed": 1}'
@@ -290,3 +292,28 @@ def test_options_are_json():
   for word in ("t", "t=half"):
     with pytest.raises(ValueError, match="write name=value"):
       fuse.parse_options([word])
+
+
+def mapped_bytes() -> int:
+  status = Path("/proc/self/status").read_text()
+  return 1024 * int(re.search(r"RssFile:\s+(\d+)", status)[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_pages_of_a_mapped_array_are_given_back(tmp_path):
+  x = np.arange(4_000_003, dtype=np.float32)
+  safetensors.save(tmp_path / "x.safetensors", {"b": x[:5], "x": x})
+  loaded, _ = safetensors.load(tmp_path / "x.safetensors")
+  before = mapped_bytes()
+  assert loaded["x"].sum() > 0 and mapped_bytes() - before > 12e6
+  pages.release([loaded["x"], loaded["b"][:0], np.zeros(3), jax.numpy.zeros(3), 1.0])
+  assert mapped_bytes() - before < 2e6
+  np.testing.assert_array_equal(loaded["x"], x)  # read anew
+  np.testing.assert_array_equal(loaded["b"], x[:5])
+
+
+def test_the_last_parameters_take_the_place_of_their_averages(runs, tmp_path):
+  fuse.fuse(runs[:1], tmp_path / "last", method="last")
+  got, _ = restored(tmp_path / "last")
+  for part in (got.params, got.ema):
+    assert_equal(manifest.leaves(part), manifest.leaves(state(0).params))

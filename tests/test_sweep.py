@@ -200,8 +200,15 @@ def test_a_sweep_from_the_command_line(tmp_path, monkeypatch):
   assert (tmp_path / "compare.html").exists() and "compare.html" in done.stdout
 
 
-def test_the_study_of_sprites():
+def test_the_study_of_sprites(tmp_path):
   study = str(ROOT / "configs/study_fusion.py")
+  for more in ("", ",long"):
+    trials = sweep.load(f"{study}:sprites{more}")
+    sweep.check(trials, tmp_path)
+    soup = next(t for t in trials if t.name == "VAE soup")
+    assert sweep.resolve(soup, trials).train_steps == (2280 if more else 760)
+  with pytest.raises(ValueError, match="multiple of updates_per_dispatch"):
+    sweep.check([trials[0]._replace(budget=650)], tmp_path)
   trials = sweep.load(f"{study}:sprites,smoke")
   families = {t.name: sweep.resolve(t, trials).family for t in trials if not t.fuse}
   assert families["GAN + EMA"] == "gan" and families["all three"] == "fusion"
