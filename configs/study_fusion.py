@@ -27,7 +27,7 @@ two CPU cores. Of sprites one combination of attributes in five is never trained
 
 from configs import common
 
-UPDATES, MORE = 1800, 300  # of a run; of each continuation
+UPDATES, MORE = 600, 160  # of a run; of each continuation
 LONGER = 3  # times, in `:long`
 SEEDS = (0, 1, 2)
 RATES = (2e-4, 5e-4, 1e-3)  # of the continuations
