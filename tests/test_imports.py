@@ -21,6 +21,7 @@ ORDER = [
     "schedules",
     "total_correlation",
   },
+  {"multimodal_objectives"},
   {"optim", "parallel", "fusion", "models"},
   {"steps"},
   {"checkpoint", "health", "manifest", "safetensors", "log", "signals", "provenance"},
@@ -28,7 +29,7 @@ ORDER = [
   {"loop", "describe", "process"},
   {"metrics"},
   {"generate", "interpret", "latent_scores", "pictures", "records", "representation"}
-  | {"scores", "walks"},
+  | {"multimodal_scores", "scores", "walks"},
   {"evaluate", "comparison", "recommendation"},
   {"sweep", "trial", "workers"},
   {"report"},

@@ -14,6 +14,7 @@ DATASETS = {  # name -> the module that has its `spec` and `load`
   "folder": "mmgen_jax.data.folder",
   "factors": "mmgen_jax.data.factors",
   "images": "mmgen_jax.data.images",
+  "polydigits": "mmgen_jax.data.polydigits",
 }
 SPLITS = ("train", "validation", "test")  # every set has these; some have more
 

@@ -8,7 +8,7 @@ same for any number of devices, processes and workers.
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ import numpy as np
 from mmgen_jax.data import modality as modality_lib
 from mmgen_jax.data.examples import Examples
 from mmgen_jax.data.order import Seed, batch_indices, missing_mask
+
+Rate = float | Mapping[str, float | np.ndarray]
 
 __all__ = ["Feed", "batch_indices", "missing_mask", "resident_feed", "streamed_feed"]
 
@@ -41,7 +43,7 @@ class Feed(NamedTuple):
   close: Callable[[], None]
 
 
-def _mask_of(examples: Examples, seed: Seed, rate: float, always: Sequence[str]):
+def _mask_of(examples: Examples, seed: Seed, rate: Rate, always: Sequence[str]):
   # Which data are missing belongs to the run, not to the attempt: a roll-back changes
   # the order of the examples and must not bring new data in.
   run_seed = seed[0] if isinstance(seed, tuple) else seed
@@ -74,7 +76,7 @@ def resident_feed(
   *,
   seed: Seed,
   batch_size: int,
-  missing_rate: float = 0.0,
+  missing_rate: Rate = 0.0,
   always: Sequence[str] = (),
   process_index: int = 0,
   process_count: int = 1,
@@ -149,7 +151,7 @@ def streamed_feed(
   *,
   seed: Seed,
   batch_size: int,
-  missing_rate: float = 0.0,
+  missing_rate: Rate = 0.0,
   always: Sequence[str] = (),
   process_index: int = 0,
   process_count: int = 1,

@@ -13,10 +13,10 @@ from jaxtyping import Array, Bool, Float, Key
 Gaussian = tuple[Float[Array, "b z"], Float[Array, "b z"]]
 
 
-def pool(
+def precisions(
   means: Float[Array, "m b z"], logvars: Float[Array, "m b z"], mask: Bool[Array, "m b"]
-) -> tuple[Float[Array, "b z"], Float[Array, "b z"]]:
-  """sum_m T_m and sum_m T_m mu_m over the experts that `mask` keeps, T_m = exp -logvar.
+) -> tuple[Float[Array, "m b z"], Float[Array, "m b z"]]:
+  """T_m = exp -logvar and T_m mu_m of each expert; zero for those that are masked.
 
   An expert with an infinite log-variance says nothing.
   """
@@ -26,7 +26,20 @@ def pool(
   means = jnp.where(keep, means, 0.0).astype(jnp.float32)
   logvars = jnp.where(keep, logvars, 0.0).astype(jnp.float32)
   precision = jnp.where(keep, jnp.exp(-logvars), 0.0)
-  return precision.sum(0), (precision * means).sum(0)
+  return precision, precision * means
+
+
+def pool(
+  means: Float[Array, "m b z"], logvars: Float[Array, "m b z"], mask: Bool[Array, "m b"]
+) -> tuple[Float[Array, "b z"], Float[Array, "b z"]]:
+  """sum_m T_m and sum_m T_m mu_m over the experts that `mask` keeps: `precisions`."""
+  precision, weighted = precisions(means, logvars, mask)
+  return precision.sum(0), weighted.sum(0)
+
+
+def _normalised(precision: Array, weighted: Array) -> Gaussian:
+  total = jnp.where(precision > 0, precision, 1.0)
+  return weighted / total, -jnp.log(total)
 
 
 def product_of_experts(
@@ -46,15 +59,35 @@ def product_of_experts(
   `prior_precision=0`, where that is not defined, N(0, I)).
   """
   precision, weighted = pool(means, logvars, mask)
-  total = precision + prior_precision
-  total = jnp.where(total > 0, total, 1.0)
-  return weighted / total, -jnp.log(total)
+  return _normalised(precision + prior_precision, weighted)
+
+
+def products(
+  means: Float[Array, "m b z"],
+  logvars: Float[Array, "m b z"],
+  given: Bool[Array, "s m b"],
+  *,
+  prior_precision: float = 0.0,
+) -> tuple[Float[Array, "s b z"], Float[Array, "s b z"]]:
+  """`product_of_experts` of many subsets of one example's experts, in one einsum."""
+  everything = precisions(means, logvars, given.any(0))
+  chosen = given.astype(jnp.float32)
+  precision, weighted = (jnp.einsum("smb,mbz->sbz", chosen, x) for x in everything)
+  return _normalised(precision + prior_precision, weighted)
 
 
 def all_subsets(m: int) -> Bool[Array, "k m"]:
   """The 2^m - 1 non-empty subsets of m modalities, as rows."""
   index = jnp.arange(1, 2**m)
   return (index[:, None] >> jnp.arange(m)) % 2 == 1
+
+
+def possible_subsets(present: Bool[Array, "m b"]) -> Bool[Array, "k b"]:
+  """Which of `all_subsets` are subsets of what an example has."""
+  absent = (~present).astype(jnp.float32)
+  return (
+    jnp.einsum("km,mb->kb", all_subsets(len(present)).astype(jnp.float32), absent) == 0
+  )
 
 
 def random_subset(
@@ -66,11 +99,19 @@ def random_subset(
   with nothing present gets the empty subset.
   """
   subsets = all_subsets(len(present))  # [k m]
-  possible = ~(subsets[:, :, None] & ~present[None]).any(1)  # [k b]
   weight = -power * jnp.log(subsets.sum(1, keepdims=True))
-  logits = jnp.where(possible, weight, -1e9).T
+  logits = jnp.where(possible_subsets(present), weight, -1e9).T
   choice = jax.vmap(jax.random.categorical)(keys, logits)
   return subsets[choice].T & present
+
+
+def random_expert(
+  keys: Key[Array, "b"], present: Bool[Array, "m b"]
+) -> Bool[Array, "m b"]:
+  """One of each example's present modalities, any with equal chance, as a mask."""
+  logits = jnp.where(present, 0.0, -1e9).T
+  choice = jax.vmap(jax.random.categorical)(keys, logits)
+  return (jnp.arange(len(present))[:, None] == choice) & present
 
 
 def mixture_of_products(

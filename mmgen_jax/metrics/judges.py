@@ -41,6 +41,7 @@ RECIPES = {  # (data set, kind), where the default would be too little or too mu
   ("sprites", "image"): _QUICK,
   ("sprites", "audio"): dataclasses.replace(_QUICK, steps=120),
   ("digits", "image"): dataclasses.replace(_IMAGE, steps=1500),
+  ("polydigits", "image"): dataclasses.replace(_IMAGE, steps=800, batch_size=64),
   ("digits", "audio"): dataclasses.replace(_SOUND, steps=900, width=48, dropout=0.4),
 }
 
