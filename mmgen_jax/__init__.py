@@ -82,6 +82,7 @@ _NAMES = {
   "models.condition": ["ConditionEncoder", "Given"],
   "models.conv": ["ConvDecoder", "ConvEncoder"],
   "models.gan": ["Discriminator", "Generator"],
+  "models.latents": ["CouplingFlow", "fit_flow", "fit_mixture"],
   "models.multimodal": ["MultimodalVAE"],
   "models.r3gan": ["R3Discriminator", "R3Generator", "grouped_conv"],
   "models.text": ["TextDecoder", "TextEncoder"],
@@ -112,6 +113,13 @@ _NAMES = {
   ],
   "optim": ["make_optimizer"],
   "parallel": ["compile_step", "make_mesh", "put_inputs", "put_replicated"],
+  "representation": [
+    "auroc",
+    "impute",
+    "interpolate_latents",
+    "linear_probe",
+    "nearest_neighbours",
+  ],
   "state": ["State"],
   "steps": ["STEPS"],
   "total_correlation": [
@@ -124,6 +132,7 @@ _NAMES = {
 }
 _ALIASES = {
   "fuse_checkpoints": "fuse",
+  "interpolate_latents": "interpolate",
   "load_config": "load",
   "load_data": "load",
   "make_augmentation": "make_pipe",

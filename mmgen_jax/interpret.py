@@ -39,12 +39,14 @@ class Interpretation(NamedTuple):
 
 
 def traversals(
-  mean: Float[np.ndarray, " z"], latents: Sequence[int], values: Sequence[float]
+  mean: Float[np.ndarray, " z"],
+  latents: Sequence[int] | np.ndarray,
+  values: Sequence[float],
 ) -> Float[np.ndarray, "l s z"]:
   """Latents with one of them at a time set to each value, the others as in `mean`."""
-  latents = np.asarray(latents)
-  z = np.tile(np.asarray(mean, np.float32), (len(latents), len(values), 1))
-  z[np.arange(len(latents))[:, None], np.arange(len(values)), latents[:, None]] = values
+  at = np.asarray(latents)[:, None]
+  z = np.tile(np.asarray(mean, np.float32), (len(at), len(values), 1))
+  z[np.arange(len(at))[:, None], np.arange(len(values)), at] = values
   return z
 
 
@@ -106,7 +108,6 @@ def save(path: Path, x: Interpretation) -> None:
 def load(path: Path) -> Interpretation:
   """What `save` wrote."""
   with np.load(path, allow_pickle=False) as kept:
-    fields = {name: kept[name] for name in Interpretation._fields}
-  return Interpretation(
-    **fields | {"factors": tuple(json.loads(str(fields["factors"])))}
-  )
+    fields = {name: np.asarray(kept[name]) for name in Interpretation._fields}
+  names = tuple(json.loads(str(fields.pop("factors"))))
+  return Interpretation(factors=names, **fields)

@@ -62,7 +62,7 @@ def make_encode(config, modalities, *, batch_size: int = 500) -> Callable[..., C
     q = model.posterior(params, batch, pairs[:, 0])
     z = bounds.draw(pairs[:, 1], q, 1)
     elbo = model.log_px(params, q.x, z)[0] - bounds.kl(model, params, q, z)
-    return Codes(q.mean, q.logvar, elbo)
+    return q.mean, q.logvar, elbo
 
   compiled = jax.jit(run, compiler_options=dict(config.get("compiler_options", {})))
 
