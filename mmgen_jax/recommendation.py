@@ -118,8 +118,8 @@ def recommend(
   secs = lambda m: costs[m]["train_secs"].mean
   method = min(affordable, key=lambda m: (rank[m], secs(m)), default=None)
   cheaper = []
-  for m in affordable if method else ():
-    if m != method and secs(m) < secs(method):
+  for m in affordable:
+    if method and m != method and secs(m) < secs(method):
       pairs = [verdict(c, [m, method]) for c in shared]
       if shared and not any(v and v.apart and v.best == method for v in pairs):
         cheaper.append(m)
@@ -174,7 +174,7 @@ def name_of(r: records.Record) -> str:
     "modes/count": "modes",
     "loss/elbo": "held-out ELBO",
   }
-  name = names.get(r["metric"], r["metric"].replace("/", " "))
+  name = names.get(metric := str(r["metric"]), metric.replace("/", " "))
   if r["given"] is None:
     return name
   return f"{name}, {' + '.join(r['given']) if r['given'] else 'prior'} → {target}"

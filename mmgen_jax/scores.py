@@ -168,9 +168,11 @@ def mode_entries(s: Setting, reads: Reads, judged) -> list[Entry]:
     readable = coherence.readable(read)
     if given or not all(sizes):
       continue
-    number = lambda labels, sizes=sizes: np.ravel_multi_index(
-      [labels[name] for name in sorted(labels)], sizes
-    )
+
+    def number(labels, sizes=tuple(sizes)) -> np.ndarray:
+      values = tuple(labels[name] for name in sorted(labels))
+      return np.asarray(np.ravel_multi_index(values, sizes))
+
     total, nan = int(np.prod(sizes)), math.nan
     real = np.bincount(number(s.truth(read)), minlength=total) + 0.5  # none is 0
     made = number({name: x[readable] for name, x in read.items()})

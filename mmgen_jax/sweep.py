@@ -55,7 +55,8 @@ class Trial(NamedTuple):
   @property
   def needs(self) -> tuple[str, ...]:
     """Ids of the runs that it is made from."""
-    return (*(self.fuse["of"] if self.fuse else ()), *([self.start] * bool(self.start)))
+    started = (self.start,) if self.start else ()
+    return (*(self.fuse["of"] if self.fuse else ()), *started)
 
 
 def trial_id(name: str, seed: int = 0, budget: int | None = None) -> str:
@@ -113,7 +114,7 @@ def resolve(trial: Trial, trials: Sequence[Trial]) -> Any:
   config.seed = trial.seed
   for name, value in trial.overrides.items():
     *parents, last = name.split(".")
-    place = config
+    place: Any = config
     for parent in parents:
       place = place.get(parent) if parent in place else None
       if place is None:

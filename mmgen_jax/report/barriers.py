@@ -17,7 +17,9 @@ def charts(pairs: Mapping[str, Curves]) -> str:
   for pair, kinds in pairs.items():
     for measure in next(iter(kinds.values())):
       lines = {k: v[measure] for k, v in kinds.items() if measure in v}
-      series = {k: (np.linspace(0, 1, len(line)), line) for k, line in lines.items()}
+      series = {
+        k: (np.linspace(0, 1, len(line)).tolist(), line) for k, line in lines.items()
+      }
       values = np.concatenate([np.asarray(v, float) for v in lines.values()])
       values = values[np.isfinite(values)]
       low, high = float(values.min()), float(values.max())
