@@ -30,12 +30,16 @@ def test_bernoulli_is_scipys_on_black_and_white():
   np.testing.assert_allclose(L.bernoulli().log_prob(M, x), want, rtol=1e-5)
 
 
-def test_softplus_is_logaddexp_and_its_slope_the_sigmoid():
+def test_sum_softplus_is_of_logaddexp_and_its_slope_the_sigmoid():
   x = np.array([-200.0, -30.0, -1.0, -1e-3, 0.0, 1e-3, 2.0, 30.0, 200.0], np.float32)
-  want = np.logaddexp(0.0, x.astype(np.float64))
-  np.testing.assert_allclose(L.softplus(x), want, rtol=2e-7, atol=2.0**-23)
-  slope = 1 / (1 + np.exp(-x.astype(np.float64)))
-  np.testing.assert_allclose(jax.vmap(jax.grad(L.softplus))(x), slope, 1e-6, 1e-30)
+  each = np.logaddexp(0.0, x.astype(np.float64))
+  np.testing.assert_allclose(L.sum_softplus(x[:, None]), each, 2e-7, 2.0**-23)
+  wide = RNG.choice(x, (3, 48)).astype(np.float32) + RNG.normal(size=48).astype("f")
+  want = np.logaddexp(0.0, wide.astype(np.float64)).sum(1)
+  np.testing.assert_allclose(L.sum_softplus(wide), want, 1e-6)
+  slope = jax.grad(lambda x: (L.sum_softplus(x) * jnp.arange(1.0, 4.0)).sum())(wide)
+  sigmoid = 1 / (1 + np.exp(-wide.astype(np.float64)))
+  np.testing.assert_allclose(slope, sigmoid * [[1], [2], [3]], 1e-5, 1e-30)
 
 
 def test_categorical_is_a_log_of_softmax():
