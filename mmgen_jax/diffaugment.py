@@ -63,7 +63,7 @@ def colour_matrix(brightness, contrast, flip, angle, saturation) -> Float[Array,
   where `flip`; hues turned by `angle` (radians) around grey; what is not grey times
   `saturation`. Karras et al., 2020, appendix B.
   """
-  grey = jnp.outer(_DIAGONAL, _DIAGONAL)
+  grey = jnp.asarray(np.outer(_DIAGONAL, _DIAGONAL))
   x, y, z = _DIAGONAL
   cross = jnp.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
   a = contrast * (jnp.eye(3) - 2.0 * flip * grey)
@@ -127,7 +127,7 @@ def warp(x: Grid, back: Float[Array, "2 3"], supersampling: int = 2) -> Grid:
   axes = [_axis(n, supersampling) for n in x.shape[:2]]
   ups, downs = ([np.float32(axis[i]) for axis in axes] for i in (0, 1))
   dense = jnp.einsum("ih,hwc,jw->ijc", ups[0], x, ups[1])
-  around, offset = axes[0][2:]
+  _, _, around, offset = axes[0]
   middles = [(n - 1) / 2 for n in x.shape[:2]]
   at = [
     (np.arange(down.shape[1]) - offset) / supersampling - around - middle

@@ -1,6 +1,7 @@
 """Generator and discriminator of grids, unconditional or under a condition."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -56,7 +57,9 @@ class Discriminator(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, condition: Condition = None, features: bool = False):
+  def __call__(
+    self, x: Array, condition: Condition = None, features: bool = False
+  ) -> Any:
     h = ConvEncoder(
       self.width,
       self.features,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,8 +73,9 @@ def init(key: Array, config, modalities: Modalities) -> State:
   x = shapes.pop(m.modality)
   if m.get("net", "conv") != "conv":
     x = jax.eval_shape(partial(as_grid, modalities[m.modality]), x)
-  label = array((1,), jnp.int32) if m.classes else None
-  given = Given(label, shapes, {name: array((1,), jnp.bool_) for name in names})
+  label: Any = array((1,), jnp.int32) if m.classes else None
+  mask: Any = {name: array((1,), jnp.bool_) for name in names}
+  given = Given(label, shapes, mask)
   params = {
     "generator": init_params(gen, keys[0], array((1, m.latent), jnp.float32), given),
     "discriminator": init_params(disc, keys[1], x, given),
@@ -120,7 +122,7 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   schedules = make_burn_in(config.burn_in) if "burn_in" in config else None
 
   how = config.get("disc_augment", None)
-  strength = burn_in(*how.strength, how.images) if how else None
+  strength = burn_in(how.strength[0], how.strength[1], how.images) if how else None
 
   def augmentation(state):
     """What is logged of the strength of the augmentation, and the strength."""

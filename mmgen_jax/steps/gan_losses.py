@@ -41,7 +41,7 @@ class Now(NamedTuple):
   step: Int[Array, ""]
   gamma: Any
   strength: Any = 0.0
-  averages: Mapping[str, Array] | None = None
+  averages: Any = None
   axis: str | None = None
 
 
@@ -172,8 +172,10 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     """Weighted terms of how well examples are recognised as what was given."""
     terms = {}
     if auxiliary:
+      assert verdict.classes is not None and given.label is not None
       terms["auxiliary"] = auxiliary * mean(cross_entropy(verdict.classes, given.label))
     if contrastive:
+      assert verdict.image is not None and verdict.given is not None
       told = jnp.stack(list(given.mask.values())).any(0) & (has > 0)
       keys, there = gather(verdict.given, axis), gather(told, axis)
       first = 0 if axis is None else jax.lax.axis_index(axis) * len(told)
