@@ -125,7 +125,8 @@ def warp(x: Grid, back: Float[Array, "2 3"], supersampling: int = 2) -> Grid:
   up and down by the wavelet's filter, which does not alias (Karras et al., 2020).
   """
   axes = [_axis(n, supersampling) for n in x.shape[:2]]
-  ups, downs = ([np.float32(axis[i]) for axis in axes] for i in (0, 1))
+  ups = [axis[0].astype(np.float32) for axis in axes]
+  downs = [axis[1].astype(np.float32) for axis in axes]
   dense = jnp.einsum("ih,hwc,jw->ijc", ups[0], x, ups[1])
   _, _, around, offset = axes[0]
   middles = [(n - 1) / 2 for n in x.shape[:2]]
