@@ -216,3 +216,16 @@ def test_conditions_that_are_not_there_are_refused(change, what):
   config.model.update(change)
   with pytest.raises(ValueError, match=what):
     gan.build(config, modalities)
+
+
+def test_held_out_logits_are_of_the_examples_that_are_there():
+  config, modalities, inputs = conditional()
+  batch = jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(0, 1))
+  evaluate, params = gan.make_eval_step(config, modalities), updates()[0].params
+  out = jax.jit(evaluate)(params, batch, key(3))
+  has = np.asarray(batch["mask"]["image"])
+  assert set(out) == {"logits_real", "logits_fake"} and not has.all()
+  for logits in out.values():
+    assert logits.shape == (BATCH,) and not logits[~has].any()
+    assert (logits[has] != 0).all()
+  assert evaluate({"generator": params["generator"]}, batch, key(3)) == {}
