@@ -72,7 +72,7 @@ def test_your_own_photos_by_sorted_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "options", [{"modalities": 1}, {"modalities": 11}, {"train_examples": 0}, {"x": 1}]
+  "options", [{"backgrounds": 1}, {"backgrounds": 11}, {"train_examples": 0}, {"x": 1}]
 )
 def test_options_that_are_no_good_are_refused(options):
   with pytest.raises(ValueError, match=next(iter(options))):
@@ -82,7 +82,7 @@ def test_options_that_are_no_good_are_refused(options):
 def test_prepared_from_mnist_and_read_back(data_root, tmp_path):
   (tmp_path / "mnist").symlink_to(f"{data_root}/tfds/mnist")
   options = {
-    "modalities": 3,
+    "backgrounds": 3,
     "train_examples": 60,
     "validation_examples": 30,
     "test_examples": 30,

@@ -26,7 +26,7 @@ DIGITS = tuple("0123456789")
 
 def spec(
   *,
-  modalities: int = 5,
+  backgrounds: int = 5,
   seed: int = 0,
   photos: str = "",
   likelihood: str = "laplace",
@@ -37,7 +37,7 @@ def spec(
   """Images m0, m1, ... of 28 x 28 x 3; the digit.
 
   Args:
-    modalities: how many, 2 to 10.
+    backgrounds: how many there are, and so modalities: 2 to 10.
     seed: of backgrounds, pairs and crops.
     photos: a folder of at least so many pictures; the first ones by sorted name are the
       backgrounds. "": procedural ones.
@@ -50,8 +50,8 @@ def spec(
     ValueError: if an option is none of these.
   """
   del photos
-  if not 2 <= modalities <= MOST:
-    raise ValueError(f"modalities must be 2 to {MOST}, got {modalities}")
+  if not 2 <= backgrounds <= MOST:
+    raise ValueError(f"backgrounds must be 2 to {MOST}, got {backgrounds}")
   if not 0 <= seed < 2**32:
     raise ValueError(f"seed must be in [0, 2^32), got {seed}")
   counts = train_examples, validation_examples, test_examples
@@ -60,7 +60,7 @@ def spec(
       raise ValueError(f"{split}_examples must be 1 to {most}, got {n}")
   return Spec(
     "polydigits",
-    {f"m{m}": modality.image(SIDE, SIDE, 3, likelihood) for m in range(modalities)},
+    {f"m{m}": modality.image(SIDE, SIDE, 3, likelihood) for m in range(backgrounds)},
     {"digit": DIGITS},
   )
 
