@@ -31,6 +31,8 @@ def defaults(family: str) -> Any:
         "workers": 0,  # processes of the streamed feed
         "first": 0,  # train on so many examples only; 0: on all
         "missing_rate": 0.0,  # share of modalities hidden at training
+        "missing": {},  # instead: {modality: rate, or a tuple of one rate per class}
+        "missing_label": "",  # the label whose classes these are
       },
       "augment": {},  # {modality: fields of mmgen_jax.data.augment.Augmentation}
       "model": {},
@@ -75,6 +77,54 @@ def fusion_loss() -> Any:
       "r1_fraction": 4,  # R1 on one example in so many
     }
   )
+
+
+PUBLISHED = {  # weights of the KL, and what else the papers of the posteriors chose
+  "mvae": {"beta": 1.0, "random_subsets": 1},
+  "mmvae": {"beta": 1.0, "estimator": "elbo", "samples": 1},
+  "mopoe": {"beta": 2.5},
+  "mmjsd": {"beta": 2.5},
+  "mvtcae": {"beta": 2.5, "alpha": 5 / 6},
+  "mmvae_plus": {"beta": 2.5, "density": "laplace", "estimator": "elbo", "samples": 1},
+  "jmvae": {"beta": 1.0, "alpha": 0.1},
+}
+
+
+def posterior(name: str) -> Any:
+  """A variant: a posterior of the literature in the place of a fusion run's own.
+
+  Same networks, data, updates and optimiser; no discriminator, N(0, I) as the prior. For
+  "mmvae_plus" a third of the latents, at least, are private to each modality.
+  """
+
+  def change(config):
+    config.family = "multimodal"
+    config.loss = ConfigDict(
+      {"posterior": name, "weights": config.loss.weights, **PUBLISHED[name]}
+    )
+    if name == "mmvae_plus":
+      own = max(2, config.model.latent // 3)
+      config.model.private = dict.fromkeys(("image", "audio", "text"), own)
+
+  return change
+
+
+def posteriors() -> dict:
+  """`posterior` of all of them, by name."""
+  return {name: posterior(name) for name in PUBLISHED}
+
+
+def sweep_of_posteriors(file: str, arg: str | None, seeds=(0, 1, 2)) -> list[dict]:
+  """A sweep: `file` with every posterior and seed; `arg` is put before each name."""
+  return [
+    {
+      "name": name,
+      "seed": seed,
+      "config": f"{file}:{','.join(filter(None, [arg, name]))}",
+    }
+    for seed in seeds
+    for name in ("ours", *PUBLISHED)
+  ]
 
 
 def optim(learning_rate: float, **changes) -> Any:

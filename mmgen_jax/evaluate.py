@@ -19,6 +19,7 @@ from mmgen_jax import (
   checkpoint,
   latent_scores,
   manifest,
+  multimodal_scores,
   pictures,
   provenance,
   records,
@@ -92,6 +93,7 @@ def _entries(
     modalities = setting.examples.modalities
     held = {name for name, m in modalities.items() if m.kind == kind}
     return [e for e in entries if held & set(e["given"] or ())]
+  entries += multimodal_scores.count_entries(setting, reads, judged)
   entries += scores.reconstruction_entries(setting, samples)
   entries += scores.loss_entries(setting, samples, _likelihood(config, samples))
   entries += scores.mode_entries(setting, reads, judged)
@@ -139,6 +141,10 @@ def evaluate(
     if name == split:
       page = records.path(workdir, step).with_name(f"latents_step_{step:07d}.npz")
       entries += latent_scores.measure(config, params, train, examples, page, say)
+      of = _likelihood(config, samples)
+      entries += multimodal_scores.log_likelihoods(
+        config, params, setting, samples.subsets, of, say
+      )
     context = records.context(config, examples, count, step, origin)
     out += records.complete(entries, context)
     if name == split:

@@ -18,7 +18,7 @@ from mmgen_jax import checkpoint, health, provenance, signals, steps
 from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
 from mmgen_jax import log as log_lib
-from mmgen_jax.data import feeds
+from mmgen_jax.data import feeds, order
 from mmgen_jax.data.examples import Examples
 from mmgen_jax.parallel import (
   compile_step,
@@ -50,6 +50,19 @@ class _Run(NamedTuple):
   watch: Callable[[Mapping[str, float]], list[str]]
 
 
+def _missing_rate(config, examples: Examples):
+  """`data.missing`, by modality and, with `data.missing_label`, class; else one rate."""
+  by_modality, label = config.data.get("missing"), config.data.get("missing_label")
+  if not by_modality:
+    return config.data.missing_rate
+  if label and label not in examples.labels:
+    raise ValueError(
+      f"data.missing_label is {label!r}; there are {sorted(examples.labels)}"
+    )
+  labels = examples.labels[label] if label else None
+  return order.rates_by_label(by_modality.to_dict(), labels)
+
+
 def make_feed(config, examples: Examples, attempt: int = 0) -> feeds.Feed:
   """The training feed of a config, for this process.
 
@@ -59,7 +72,7 @@ def make_feed(config, examples: Examples, attempt: int = 0) -> feeds.Feed:
   shared = {
     "seed": (config.seed, attempt),
     "batch_size": config.batch_size,
-    "missing_rate": config.data.missing_rate,
+    "missing_rate": _missing_rate(config, examples),
     "process_index": jax.process_index(),
     "process_count": jax.process_count(),
   }

@@ -36,7 +36,7 @@ def context(config, examples, count: int, step: int, provenance: Mapping) -> Rec
     step: of the checkpoint.
     provenance: from `mmgen_jax.provenance.provenance`.
   """
-  devices = provenance["devices"]
+  devices, missing = provenance["devices"], config.data.get("missing")
   return {
     "data": {
       "name": examples.name,
@@ -49,7 +49,7 @@ def context(config, examples, count: int, step: int, provenance: Mapping) -> Rec
       "family": config.family,
       "seed": config.seed,
       "config": provenance["config_fingerprint"],
-      "missing_rate": config.data.missing_rate,
+      "missing_rate": missing.to_dict() if missing else config.data.missing_rate,
       "sampler": config.eval.get("sampler", "prior"),
     },
     "weights": "ema",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmgen_jax import checkpoint, config, loop
+from mmgen_jax.steps import STEPS
 
 FOLDER = Path(__file__).parents[1] / "configs"
 ALL = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "common")
@@ -49,5 +50,5 @@ def variants(name):
 def test_every_variant_fits_together_and_comes_back_from_json(name):
   for variant in ["", *variants(name)]:
     c = config.load(f"{FOLDER / name}.py:{variant}")
-    config.validate(c, ["gan", "vae", "fusion"])
+    config.validate(c, STEPS)
     assert config.from_json(config.to_json(c)) == c

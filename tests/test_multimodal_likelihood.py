@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_linear import LinearVAE, exact_log_p, experts
+from tiny_models import tiny
 
 from mmgen_jax.data import modality
+from mmgen_jax.data.examples import Column, Examples
 from mmgen_jax.fusion import posteriors
 from mmgen_jax.metrics import multimodal_likelihood as ml
-from mmgen_jax.steps import latents
+from mmgen_jax.steps import STEPS, latents
 
 MEANS, LOGVARS, X = experts(5, seed=3)
 NAMES = LinearVAE().names
@@ -39,7 +41,7 @@ def batch():
   return values | {"mask": mask, "labels": {}, "index": np.arange(5)}
 
 
-@pytest.mark.parametrize("kind", ["product"])
+@pytest.mark.parametrize("kind", ["product", "mixture_of_products"])
 def test_every_subset_is_within_a_hundredth_of_a_nat(kind):
   posterior = getattr(posteriors, kind)(1.0)
   f = ml.make_log_likelihood(
@@ -72,3 +74,25 @@ def test_what_an_example_lacks_does_not_count():
   got = f({"vae": {}}, poisoned, np.ones(3, bool), jax.random.key(0)).log_px
   want = [exact_log_p(X, b, (0, 2) if b == 2 else (0, 1, 2)) for b in range(5)]
   np.testing.assert_allclose(got, want, atol=0.03)
+
+
+def test_a_table_of_a_network():
+  family = "multimodal"
+  config, _, _ = tiny(family)
+  kinds = {name: modality.image(4, 4, 1) for name in "ab"}
+  rng = np.random.default_rng(0)
+  columns = {n: Column(rng.integers(0, 256, (7, 4, 4, 1), np.uint8)) for n in "ab"}
+  examples = Examples("x", "test", kinds, {}, {}, columns, "x")
+  params = STEPS[family].init(jax.random.key(0), config, kinds).ema
+  subsets = [("a",), ("a", "b")]
+  made = ml.table(
+    config, params, examples, range(7), subsets, samples=4, chunk=2, batch_size=4
+  )
+  assert made["a",].log_px.shape == (7,) and np.isfinite(made["a", "b"].log_px).all()
+  again = ml.table(
+    config, params, examples, range(4), subsets, samples=4, chunk=2, batch_size=4
+  )
+  np.testing.assert_array_equal(again["a",].log_px, made["a",].log_px[:4])
+  with pytest.raises(ValueError, match="'gan'"):
+    config.family = "gan"
+    ml.table(config, params, examples, range(4), subsets, samples=4, chunk=2)

@@ -45,6 +45,8 @@ def tiny(family, **changes):
   )
   config.optim = common.optim(1e-3, name="sgd")
   config.disc_optim = common.optim(1e-3, name="sgd")
+  if family == "multimodal":
+    config.loss.posterior, config.model.private = "mopoe", {"image": 0}
   with config.unlocked():
     config.update(changes)
 

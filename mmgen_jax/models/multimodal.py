@@ -65,9 +65,38 @@ class Encoder(nn.Module):
       self.modality, self.width, self.features, self.blocks, self.dtype
     )
     h = nn.silu(net(as_grid(self.modality, x))).astype(jnp.float32)
-    out = Dense(2 * self.latent, name="head")(h)
-    mean, logvar = jnp.split(out, 2, axis=-1)
-    return mean, jnp.clip(logvar, -8.0, 8.0)
+    return _head(h, self.latent)
+
+
+def _head(h: Float[Array, "b d"], latent: int) -> tuple[Array, Array]:
+  mean, logvar = jnp.split(Dense(2 * latent, name="head")(h), 2, axis=-1)
+  return mean, jnp.clip(logvar, -8.0, 8.0)
+
+
+class JointEncoder(nn.Module):
+  """q(z | x_1 .. x_M) of all modalities together: JMVAE's.
+
+  Suzuki, Nakayama and Matsuo, 2016, https://arxiv.org/abs/1611.01891. Attributes as of
+  `MultimodalVAE`.
+  """
+
+  modalities: Mapping[str, Modality]
+  latent: int
+  widths: Mapping[str, int]
+  features: int
+  blocks: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+    features = []
+    for name, modality in sorted(self.modalities.items()):
+      width = self.widths[modality.kind]
+      net = encoder_trunk(modality, width, self.features, self.blocks, self.dtype)
+      features.append(net(as_grid(modality, batch[name])))
+    h = nn.silu(jnp.concatenate(features, -1)).astype(jnp.float32)
+    h = nn.silu(Dense(self.features, name="joint")(h))
+    return _head(h, self.latent)
 
 
 class Decoder(nn.Module):
@@ -116,6 +145,7 @@ class MultimodalVAE(nn.Module):
     scales: scale of Gaussian and Laplace likelihoods, by modality kind.
     dtype: of the computation; parameters and latents stay float32.
     r3: attributes of `R3Generator`, to have that as the decoder of grids.
+    joint: whether there is an encoder of all modalities together besides.
   """
 
   modalities: Mapping[str, Modality]
@@ -127,6 +157,7 @@ class MultimodalVAE(nn.Module):
   private: Mapping[str, int] = FrozenDict()
   dtype: DTypeLike = jnp.float32
   r3: Mapping[str, Any] = FrozenDict()
+  joint: bool = False
 
   def own(self, name: str) -> slice:
     """Where z holds what is private to a modality."""
@@ -165,6 +196,16 @@ class MultimodalVAE(nn.Module):
       for name in names
     }
 
+    if self.joint:
+      self.joint_encoder = JointEncoder(
+        self.modalities,
+        self.latent,
+        self.widths,
+        self.features,
+        self.blocks,
+        self.dtype,
+      )
+
   def likelihood(self, name: str) -> Likelihood:
     """The observation model of one modality."""
     modality = self.modalities[name]
@@ -182,6 +223,10 @@ class MultimodalVAE(nn.Module):
       means.append(self._place(name, mean, 0.0))
       logvars.append(self._place(name, logvar, jnp.inf))
     return jnp.stack(means), jnp.stack(logvars)
+
+  def encode_jointly(self, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Mean and log-variance [b z] of the joint encoder; `joint` only."""
+    return self.joint_encoder(batch)
 
   def _place(self, name: str, x: Array, fill: float) -> Float[Array, "b z"]:
     """What is shared and private to a modality where it belongs in z, else `fill`."""
@@ -202,4 +247,6 @@ class MultimodalVAE(nn.Module):
   def __call__(self, batch: Mapping[str, Array]):
     """Touches every parameter once: for `init`."""
     means, _ = self.encode(batch)
+    if self.joint:
+      self.joint_encoder(batch)
     return self.decode(means[0])

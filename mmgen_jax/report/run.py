@@ -67,7 +67,9 @@ def read(workdir) -> Run:
 
 def is_share(r: records.Record) -> bool:
   """Whether a value is a share of examples, to be written in percent."""
-  return r["metric"].startswith(("coherence/", "joint_coherence/", "readable"))
+  return r["metric"].startswith(
+    ("coherence/", "joint_coherence/", "mean_coherence/", "readable")
+  )
 
 
 def value(r: records.Record | None) -> str:

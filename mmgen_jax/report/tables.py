@@ -22,7 +22,8 @@ def scores(run: Run) -> str:
   for split in others:
     part = [r for r in run.records if r["data"]["split"] == split]
     parts.append(_coherence(part, f"split {split}"))
-  parts += [_attributes(here), _distances(here), _reconstruction(here), _losses(here)]
+  parts += [_by_count(here), _attributes(here), _distances(here)]
+  parts += [_reconstruction(here), _likelihoods(here), _losses(here)]
   parts.append(_judges(run.records))
   r = run.records[0]
   lead = (
@@ -77,6 +78,30 @@ def _coherence(found: Sequence[Record], where: str) -> str:
     " and all modalities are readable</small>",
   )
   return page.table(head, rows, title) + also
+
+
+def _by_count(found: Sequence[Record]) -> str:
+  means = [r for r in found if r["metric"].startswith("mean_coherence/")]
+  head = ["given", *(r["metric"].rsplit("_", 1)[1] for r in means)]
+  row = ["coherence of the others", *map(_cell, means)]
+  title = "Coherence by how much was given <small>means over all directions</small>"
+  return page.table(head, [row], title) if means else ""
+
+
+def _likelihoods(found: Sequence[Record]) -> str:
+  nats = [r for r in found if r["metric"].startswith("log_likelihood/")]
+  rows = []
+  for r in nats:
+    given = f" | {', '.join(r['given'])}" if r["given"] else ""
+    what = f"log p({', '.join(r['target'])}{given})"
+    effective = f"{r['effective_samples']:.3g}"
+    rows.append([esc(what), _cell(r), f"{r['samples']:,}", effective])
+  if not rows:
+    return ""
+  k = nats[0]["metric"].rsplit("k", 1)[1]
+  title = f"Log-likelihoods <small>nats; means over examples, from {k} samples each;"
+  title += " conditionals are differences of two lower bounds</small>"
+  return page.table(["", "nats", "n", "effective samples"], rows, title)
 
 
 def _own(found: Sequence[Record], target: str) -> str:

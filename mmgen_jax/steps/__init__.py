@@ -3,6 +3,6 @@
 `init`, `make_train_step`, `make_eval_step`, `make_generate`, `subsets`, `build`.
 """
 
-from mmgen_jax.steps import fusion, gan, vae
+from mmgen_jax.steps import fusion, gan, multimodal, vae
 
-STEPS = {"gan": gan, "vae": vae, "fusion": fusion}
+STEPS = {"gan": gan, "vae": vae, "fusion": fusion, "multimodal": multimodal}

@@ -5,16 +5,14 @@ that an example really has, and a discriminator for each adversarial modality th
 what the decoders make of z from the prior and from a subset of the modalities.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from itertools import combinations
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mmgen_jax.data.modality import Modality
 from mmgen_jax.fusion import model as fuse
 from mmgen_jax.losses import (
   gradient_penalty,
@@ -27,6 +25,7 @@ from mmgen_jax.models.multimodal import MultimodalVAE
 from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
 from mmgen_jax.state import State, new_state
+from mmgen_jax.steps import latents as latents_lib
 from mmgen_jax.steps.inputs import (
   blank_missing,
   example_shapes,
@@ -35,8 +34,10 @@ from mmgen_jax.steps.inputs import (
   pair,
   unpair,
 )
+from mmgen_jax.steps.latents import Latents, Modalities, subsets
 
-Modalities = Mapping[str, Modality]
+__all__ = ["build", "init", "make_eval_step", "make_generate", "make_latents"]
+__all__ += ["make_losses", "make_train_step", "subsets"]
 
 
 def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators]:
@@ -246,58 +247,36 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   return train_step
 
 
-def _posterior_pass(vae: MultimodalVAE, params, values, mask, keys):
-  """The posterior of what `mask` keeps, a sample z [b z] of it, and all decodings."""
-  net = partial(apply, vae, params["vae"])
-  means, logvars = net(values, method="encode")
-  q = prior_lib.posterior(params["prior"], means, logvars, mask)
-  z = prior_lib.sample_mixture(keys, q)
-  return q, z, net(z, method="decode")
+def make_latents(config, modalities: Modalities) -> Latents:
+  """The distributions of a config's model: every posterior is the prior, sharpened."""
+  vae, _ = build(config, modalities)
+  decode, log_px = latents_lib.decoding(vae)
+
+  def of(params, experts, mask):
+    return prior_lib.posterior(params["prior"], *experts, mask)
+
+  def sample(params, experts, mask, keys):
+    return prior_lib.sample_mixture(keys, of(params, experts, mask))
+
+  def log_q(params, experts, mask, z):
+    return prior_lib.log_prob_mixture(of(params, experts, mask), z)
+
+  return Latents(
+    lambda params, values: apply(vae, params["vae"], values, method="encode"),
+    sample,
+    log_q,
+    lambda params, z: prior_lib.log_prob(params["prior"], z),
+    decode,
+    log_px,
+  )
 
 
 def make_eval_step(config, modalities: Modalities) -> Callable:
-  """`eval_step(params, batch, key)` -> one-sample ELBO terms per example, in nats.
-
-  `kl`, `elbo` and `logp_<modality>`, unweighted, from the posterior of everything that
-  an example has.
-  """
-  vae, _ = build(config, modalities)
-  names = sorted(modalities)
-
-  def eval_step(params, batch, key):
-    values, mask = blank_missing(batch, modalities)
-    keys = example_keys(key, mask.shape[1], None)
-    q, z, outputs = _posterior_pass(vae, params, values, mask, keys)
-    terms = {}
-    for i, name in enumerate(names):
-      logp = vae.likelihood(name).log_prob(outputs[name], values[name])
-      terms[f"logp_{name}"] = jnp.where(mask[i], logp, 0.0)
-    kl = prior_lib.log_prob_mixture(q, z) - prior_lib.log_prob(params["prior"], z)
-    return terms | {"kl": kl, "elbo": sum(terms.values()) - kl}
-
-  return eval_step
-
-
-def subsets(config, modalities: Modalities) -> list[tuple[str, ...]]:
-  """Every subset of the modalities, none first, all last."""
-  names = sorted(modalities)
-  return [c for n in range(len(names) + 1) for c in combinations(names, n)]
+  """`steps.latents.eval_step` of a config's model."""
+  return latents_lib.eval_step(make_latents(config, modalities), modalities)
 
 
 def make_generate(config, modalities: Modalities) -> Callable:
-  """`generate(params, batch, given, key) -> {modality: values in model space}`.
-
-  Every modality is decoded from one posterior sample of the subset `given` (bool [m], in
-  sorted order of names; what an example lacks is left out), or from the prior where
-  nothing is given: likelihoods' modes, tokens for text.
-  """
+  """`steps.latents.generate` of a config's model."""
   vae, _ = build(config, modalities)
-
-  def generate(params, batch, given, key):
-    values, mask = blank_missing(batch, modalities)
-    mask &= given[:, None]
-    keys = example_keys(key, mask.shape[1], None)
-    _, _, outputs = _posterior_pass(vae, params, values, mask, keys)
-    return {name: vae.likelihood(name).mode(x) for name, x in outputs.items()}
-
-  return generate
+  return latents_lib.generate(make_latents(config, modalities), vae)

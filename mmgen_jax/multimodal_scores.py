@@ -1,0 +1,93 @@
+"""Entries of records that are of many modalities: by what was given; in nats."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmgen_jax.generate import Subset
+from mmgen_jax.metrics import multimodal_likelihood
+from mmgen_jax.scores import Entry, Reads, Setting, _mean, right_of_made
+
+
+def count_entries(s: Setting, reads: Reads, judged) -> list[Entry]:
+  """Conditional coherence by how many modalities were given, where there are many.
+
+  The mean over all directions to what was not given; an example that lacks some of the
+  given modalities counts for the other directions. An interval is over examples.
+  """
+  marks: dict[int, list[np.ndarray]] = {}
+  for (given, target), right in right_of_made(s, reads).items():
+    if target not in given:
+      has = s.has(given)
+      marks.setdefault(len(given), []).append(np.where(has, right["strict"], np.nan))
+  entries = []
+  for count, values in sorted(marks.items()) if len(judged) > 2 else ():
+    known = np.stack(values)
+    known = known[:, ~np.isnan(known).all(0)]
+    if known.size:
+      more = {"given": None, "target": None, "directions": len(values)}
+      more["judge"] = [judged[target] for target in sorted(judged)]
+      mean = np.nanmean(known, 0)
+      entries.append(_mean(s, f"mean_coherence/given_{count}", mean, **more))
+  return entries
+
+
+def likelihood_entries(
+  s: Setting, bounds: Mapping[Subset, Any], rows, samples: int, of: str = ""
+) -> list[Entry]:
+  """Log p of every subset, and of one modality given any subset, in nats.
+
+  Args:
+    s: the setting.
+    bounds: {subset: `metrics.likelihood.Bounds` of the examples in `rows`}.
+    rows: positions in the setting's indices.
+    samples: K; part of the metric's name, since numbers of another K do not compare.
+    of: as of `loss_entries`.
+  """
+  entries = []
+
+  def add(given, target, values, effective):
+    has = s.has([*given, *target])[rows]
+    if has.any():
+      more: Entry = {"given": list(given), "target": list(target), "of": of}
+      more["effective_samples"] = float(np.mean(effective[has]))
+      values = np.asarray(values, np.float64)[has]
+      entries.append(_mean(s, f"log_likelihood/k{samples}", values, **more))
+
+  for subset, joint in bounds.items():
+    if subset:
+      add((), subset, joint.log_px, joint.effective)
+    for target in subset if len(subset) > 1 else ():
+      given = tuple(name for name in subset if name != target)
+      if given in bounds:
+        values = joint.log_px - bounds[given].log_px
+        add(given, (target,), values, joint.effective)
+  return entries
+
+
+def log_likelihoods(
+  config, params, setting: Setting, subsets: Sequence[Subset], of: str, say
+) -> list[Entry]:
+  """Of the subsets that are evaluated, by `config.eval.likelihood`, if it is there.
+
+  Its fields: samples (K; 0 for none), chunk (of them in memory at once), examples. `of`
+  is as of `scores.loss_entries`.
+  """
+  how = config.eval.get("likelihood")
+  if not how or not how.samples:
+    return []
+  rows = np.arange(min(how.examples, len(setting.indices)))
+  indices, seed = setting.indices[rows], config.seed
+  bounds = multimodal_likelihood.table(
+    config,
+    params,
+    setting.examples,
+    indices,
+    subsets,
+    samples=how.samples,
+    chunk=how.chunk,
+    seed=seed,
+  )
+  say(f"log-likelihoods of {len(rows)} examples from {how.samples} samples each")
+  return likelihood_entries(setting, bounds, rows, how.samples, of)

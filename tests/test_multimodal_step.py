@@ -1,0 +1,108 @@
+"""The multimodal step with every posterior, on networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import tiny
+
+from mmgen_jax.data import modality
+from mmgen_jax.steps import STEPS, multimodal
+from mmgen_jax.steps.multimodal_bounds import OBJECTIVES
+
+SMALL = {name: modality.image(4, 4, 1) for name in "abc"}
+
+
+def small(posterior, **loss):
+  config, _, _ = tiny("multimodal")
+  config.loss.update(posterior=posterior, **loss)
+  if posterior == "mmvae_plus":
+    config.model.private = {"image": 2}
+  return config
+
+
+def batch(mask, seed=0):
+  values = np.random.default_rng(seed).uniform(-1, 1, (3, 4, 4, 4, 1))
+  values = dict(zip("abc", values.astype(np.float32), strict=True))
+  mask = dict(zip("abc", np.asarray(mask, bool), strict=True))
+  return values | {"mask": mask, "labels": {}, "index": np.arange(4)}
+
+
+ALL = np.ones((3, 4))
+NEVER = np.array([[1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 1, 1]])  # "b" is nowhere
+MIXED = np.array([[1, 0, 0, 1], [1, 1, 0, 0], [1, 0, 1, 0]])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_any_mask_is_one_program_with_finite_gradients_and_no_leak(name):
+  config = small(name)
+  state = multimodal.init(jax.random.key(0), config, SMALL)
+  step = jax.jit(multimodal.make_train_step(config, SMALL))
+  key = jax.random.key(1)
+  after = {}
+  for label, mask in (("all", ALL), ("never", NEVER), ("mixed", MIXED)):
+    after[label], metrics = step(state, batch(mask), key)
+    assert all(np.isfinite(v) for v in metrics.values()), (label, metrics)
+    poisoned = batch(mask)
+    for n in "abc":
+      poisoned[n][~poisoned["mask"][n]] = np.nan
+    dirty, _ = step(state, poisoned, key)
+    jax.tree.map(np.testing.assert_array_equal, dirty.params, after[label].params)
+  assert step._cache_size() == 1  # the pattern of what is missing compiles nothing
+  moved = lambda part, label: jax.tree.map(
+    lambda x, y: np.abs(x - y).max(),
+    state.params["vae"][part],
+    after[label].params["vae"][part],
+  )
+  assert max(jax.tree.leaves(moved("decoders_b", "all"))) > 0
+  assert max(jax.tree.leaves(moved("decoders_b", "never"))) == 0
+  assert max(jax.tree.leaves(moved("encoders_b", "never"))) == 0
+  incomplete = max(jax.tree.leaves(moved("decoders_a", "never")))
+  assert incomplete == 0 if name == "jmvae" else incomplete > 0
+
+
+def test_what_does_not_fit_is_refused():
+  refusals = {
+    "'moe'": {"posterior": "moe"},
+    "no private": {"posterior": "mopoe"},
+    "estimator of 'mopoe'": {"posterior": "mopoe", "estimator": "iwae"},
+    "density must": {"posterior": "mvtcae", "density": "laplace"},
+  }
+  for match, loss in refusals.items():
+    config = small(**loss)
+    if match == "no private":
+      config.model.private = {"image": 1}
+    with pytest.raises(ValueError, match=match):
+      multimodal.build(config, SMALL)
+
+
+@pytest.mark.parametrize("how", ["all", "ring"])
+def test_subsets_in_evaluation(how):
+  config, _, _ = tiny("multimodal")
+  config.eval.subsets = how
+  five = {name: modality.image(4, 4) for name in "abcde"}
+  subsets = STEPS["multimodal"].subsets(config, five)
+  assert len(set(subsets)) == len(subsets) == (32 if how == "all" else 22)
+  assert subsets[0] == () and subsets[-1] == tuple("abcde")
+  for n in range(1, 5):
+    of_size = [s for s in subsets if len(s) == n]
+    often = [sum(name in s for s in of_size) for name in "abcde"]
+    assert len(set(often)) == 1
+  two = {name: five[name] for name in "ab"}
+  assert sorted(STEPS["multimodal"].subsets(config, two)) == sorted(
+    [(), ("a",), ("b",), ("a", "b")]
+  )
+
+
+def test_generation_uses_what_is_given_only():
+  config = small("mmvae_plus")
+  params = multimodal.init(jax.random.key(0), config, SMALL).params
+  generate = jax.jit(multimodal.make_generate(config, SMALL))
+  given = jnp.array([True, False, False])
+  whole, other = batch(ALL), batch(ALL)
+  other["b"], other["c"] = other["c"], np.full_like(other["b"], np.nan)
+  key = jax.random.key(2)
+  a, b = (generate(params, x, given, key) for x in (whole, other))
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+  c = generate(params, whole, ~given, key)
+  assert any(np.abs(a[n] - c[n]).max() > 0 for n in "abc")
