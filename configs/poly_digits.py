@@ -37,7 +37,7 @@ def get_config(arg=None):
   config.save_steps = config.sample_steps = 1000
   config.ema_decay = 0.998
   config.data.name = "polydigits"
-  config.data.options = {"modalities": 5, "train_examples": 20_000}
+  config.data.options = {"backgrounds": 5, "train_examples": 20_000}
   for m in range(5):
     config.augment[f"m{m}"] = {"shift": (2.0, 2.0)}
   config.model = common.fusion_model()
@@ -93,7 +93,7 @@ def published(config):
 def smoke(config):
   common.smoke(config)
   config.data.options.update(
-    modalities=3, train_examples=200, validation_examples=50, test_examples=50
+    backgrounds=3, train_examples=200, validation_examples=50, test_examples=50
   )
   for m in (3, 4):
     del config.augment[f"m{m}"]
