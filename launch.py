@@ -119,7 +119,8 @@ def compare() -> None:
     return
   workdir = checkpoint.local_directory(FLAGS.workdir)
   data_dir = FLAGS.data_dir or os.environ.get("MMGEN_DATA_DIR") or workdir / "data"
-  sweep.check(trials, workdir)
+  if FLAGS.workers or FLAGS.index is not None:  # else the page is written again
+    sweep.check(trials, workdir)
   process.use_compile_cache(workdir)
   say = lambda message: print(f"mmgen_jax: {message}", file=sys.stderr, flush=True)
   if FLAGS.index is not None:

@@ -109,7 +109,8 @@ def _quality(c: Compared) -> str:
   done = [m for m in c.methods if m in c.costs]
   shared = [k for k in main if all(m in k.cells for m in done)]
   rest = [k for k in main if k not in shared]
-  some = [m for m in done if any(m in k.cells for k in rest)]
+  has = {m: sum(m in k.cells for k in rest) for m in done}
+  some = sorted((m for m in done if has[m]), key=lambda m: -has[m])
   small = f"<small>split {esc(c.split)}; mean and 95 % interval over seeds</small>"
   parts = [_grid(shared, done, f"What every method can be asked {small}")]
   # Directions go down, methods across: there are many of them.
@@ -206,12 +207,14 @@ def _generalisation(c: Compared) -> str:
   parts = []
   for split in sorted(splits):
     found = comparison.gaps(c.runs, [split])
+    has = {m: sum(m in gap.cells for gap in found) for m in done}
+    order = sorted((m for m in done if has[m]), key=lambda m: -has[m])
     rows = []
     for gap in found:
       r = {"metric": gap.metric, "given": gap.given, "target": gap.target}
       if gap.metric not in (*recommendation.MAIN, "kid", "reconstruction/mse"):
         continue
-      rows.append([esc(name_of(r)), *(_cell(r, gap.cells.get(m)) for m in done)])
+      rows.append([esc(name_of(r)), *(_cell(r, gap.cells.get(m)) for m in order)])
     what = "held out less trained on" if split == "train" else f"{c.split} less {split}"
     caption = f"{esc(what)} <small>how much worse the former is than the latter"
     if split != "train":
@@ -219,7 +222,7 @@ def _generalisation(c: Compared) -> str:
       caption += " is"
     caption += "; above 0: it generalises that much less</small>"
     if rows:
-      parts.append(page.table(["", *map(esc, done)], rows, caption))
+      parts.append(page.table(["", *map(esc, order)], rows, caption))
   return page.section("generalisation", "Generalisation", *parts)
 
 
