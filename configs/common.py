@@ -127,6 +127,21 @@ def sweep_of_posteriors(file: str, arg: str | None, seeds=(0, 1, 2)) -> list[dic
   ]
 
 
+def recognition_model() -> Any:
+  """Networks of a recognition run, small enough for a CPU."""
+  return ConfigDict(
+    {
+      "inputs": (),  # names of modalities; none: all
+      "labels": {},  # {label: number of classes}
+      "fusion": "gated",  # a layer of mmgen_jax.fusion.feature
+      "fusion_options": {},
+      "widths": {"image": 32, "audio": 24, "text": 64},  # channels; embedding size
+      "features": 64,
+      "blocks": 1,  # residual blocks per resolution, transformer blocks
+    }
+  )
+
+
 def optim(learning_rate: float, **changes) -> Any:
   """An optimiser's fields: Adam, unless `changes` say otherwise."""
   return ConfigDict(

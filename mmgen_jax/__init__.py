@@ -7,8 +7,19 @@ The public names are below; each is imported from its module when first used, so
 import importlib
 
 _NAMES = {
+  "attribution": [
+    "conflict",
+    "integrated_gradients",
+    "interaction",
+    "fusion_weights",
+    "precision_shares_by_latent",
+    "shapley",
+  ],
+  "balance": ["blending_weights", "modality_dropout", "modulation", "scale_gradient"],
   "config": ["load_config"],
+  "contrastive": ["info_nce", "make_pairs", "pair_loss", "siglip"],
   "data": ["load_data"],
+  "data.corrupt": ["corrupt"],
   "data.feeds": ["batch_indices", "missing_mask", "resident_feed", "streamed_feed"],
   "data.modality": ["Modality", "audio", "image", "text"],
   "diffaugment": ["make_augmentation"],
@@ -67,6 +78,7 @@ _NAMES = {
     "wasserstein_penalty",
   ],
   "metrics.bootstrap": ["mean_interval"],
+  "metrics.calibration": ["calibration_error", "fit_temperature", "reliability"],
   "metrics.disentanglement": ["dci", "mig", "sap"],
   "metrics.frechet": ["frechet_distance", "gaussian_frechet", "kid", "moments"],
   "metrics.likelihood": [
@@ -78,13 +90,17 @@ _NAMES = {
   "metrics.manifold": ["manifold"],
   "metrics.modes": ["inception_score", "kl_floor", "modes", "stacked_mode"],
   "metrics.multimodal_likelihood": ["make_log_likelihood"],
+  "metrics.retrieval": ["expected_rank", "recall_at"],
+  "metrics.robustness": ["effective_robustness", "relative_robustness"],
   "metrics.shared_factor": ["beta_vae_score", "factor_vae_score"],
+  "models.alignment": ["Aligner"],
   "models.condition": ["ConditionEncoder", "Given"],
   "models.conv": ["ConvDecoder", "ConvEncoder"],
   "models.gan": ["Discriminator", "Generator"],
   "models.latents": ["CouplingFlow", "fit_flow", "fit_mixture"],
   "models.multimodal": ["MultimodalVAE"],
   "models.r3gan": ["R3Discriminator", "R3Generator", "grouped_conv"],
+  "models.recognition": ["Recognizer"],
   "models.text": ["TextDecoder", "TextEncoder"],
   "models.vae": ["MLPVAE"],
   "multimodal_objectives": [

@@ -16,9 +16,11 @@ import jax
 import numpy as np
 
 from mmgen_jax import (
+  attribute,
   checkpoint,
   latent_scores,
   manifest,
+  measures,
   multimodal_scores,
   pictures,
   provenance,
@@ -120,6 +122,12 @@ def evaluate(
   state, step = load_state(config, workdir, held_out.modalities)
   if jax.process_index() != 0:
     return []  # the others had to hear the checkpoint, and are done
+  if config.family in measures.MEASURES:
+    load = lambda name: _load(config, name, data_dir)
+    others = [name for name in HOLDS_OUT if name in _splits(config)]
+    splits = [held_out, *map(load, others)]
+    of = (config, workdir, state.ema, step, splits, load("validation"))
+    return measures.evaluate(*of, say=say)
   sampler = make_sampler(config, held_out.modalities, batch_size=config.eval.batch_size)
   params = latent_scores.fit_sampler(config, state.ema, train)
   fingerprint = config_lib.fingerprint(config)
@@ -149,6 +157,12 @@ def evaluate(
     out += records.complete(entries, context)
     if name == split:
       panel = _panel(setting, samples, _shown(setting), reads)
+      if config.family == "fusion":
+        vae = STEPS["fusion"].build(config, examples.modalities)[0]
+        shares = attribute.expert_entries(
+          config, vae, state.ema["vae"], examples, indices
+        ) + attribute.coherence_entries(setting, reads)
+        out += records.complete(shares, context)
       path = records.path(workdir, step).with_suffix(".npz")
       pictures.save_panel(path, panel, {"step": step, "split": split})
   path = records.write(workdir, step, out)
@@ -256,7 +270,7 @@ def make_on_samples(
   prepared: list = []
 
   def on_samples(state: State, step: int) -> dict[str, float] | None:
-    if jax.process_index() != 0:
+    if jax.process_index() != 0 or config.family in measures.MEASURES:
       return None
     if not prepared:
       examples = _load(config, "validation", data_dir)
@@ -299,7 +313,10 @@ def sample(config, workdir, data_dir=None, *, count: int = 16, say: Say = _say):
 
   Raises:
     FileNotFoundError: if there is no sound checkpoint.
+    ValueError: if the family makes nothing.
   """
+  if config.family in measures.MEASURES:
+    raise ValueError(f"the family {config.family!r} makes no samples")
   data_dir = _data_dir(workdir, data_dir)
   examples = _load(config, config.eval.get("split", "test"), data_dir)
   state, step = load_state(config, workdir, examples.modalities)

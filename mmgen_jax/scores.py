@@ -56,18 +56,25 @@ class Setting(NamedTuple):
     return all_of
 
 
-def _mean(s: Setting, metric: str, values, groups=None, **more) -> Entry:
+def mean_entry(
+  metric: str, values, groups=None, *, resamples: int, seed: int = 0, **more
+) -> Entry:
+  """A mean over examples, with its bootstrap interval."""
   mean, low, high = bootstrap.mean_interval(
-    values, groups, resamples=s.resamples, seed=s.seed
+    values, groups, resamples=resamples, seed=seed
   )
   return {
     "metric": metric,
     "value": mean,
     "interval": [low, high],
-    "interval_kind": f"95 % percentile bootstrap over examples, {s.resamples} draws",
+    "interval_kind": f"95 % percentile bootstrap over examples, {resamples} draws",
     "samples": len(values),
     **more,
   }
+
+
+def _mean(s: Setting, metric: str, values, groups=None, **more) -> Entry:
+  return mean_entry(metric, values, groups, resamples=s.resamples, seed=s.seed, **more)
 
 
 def directions(subsets: Sequence[Subset], modality: str) -> list[Subset]:

@@ -80,6 +80,8 @@ def test_every_parameter_moves_within_three_updates(family):
     )
     if np.array_equal(a, b)
   ]
+  if family == "extension":  # which is there to leave these as they are
+    still = [name for name in still if not name.startswith(("['vae']", "['prior']"))]
   # A key's bias adds the same to every logit, which a softmax does not see.
   assert not [name for name in still if "'key']['bias']" not in name]
 

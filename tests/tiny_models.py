@@ -28,6 +28,9 @@ def tiny(family, **changes):
     modality="image",
     classes=3,
     label="digit",
+    labels={"digit": 3},
+    fusion="gated",
+    size=4,
   )
   config.loss.update(
     posterior="poe",
@@ -42,7 +45,16 @@ def tiny(family, **changes):
     gan="non_saturating",
     r1_gamma=1.0,
     r1_fraction=1,
+    fused=1.0,
+    own={"image": 0.5, "sound": 0.5, "word": 0.5},
+    dropout=0.3,
+    balance=0.5 if changes.get("accumulate", 1) == 1 else 0.0,
+    contrastive="siglip",
+    same=("digit",),
   )
+  if family == "extension":
+    config.extend = {"modality": "sound", "workdir": ""}
+    config.model.private = {"image": 0, "audio": 0}
   config.optim = common.optim(1e-3, name="sgd")
   config.disc_optim = common.optim(1e-3, name="sgd")
   if family == "multimodal":

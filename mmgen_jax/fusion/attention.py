@@ -52,7 +52,8 @@ class Attention(nn.Module):
 
   softmax(Q K^T / sqrt(d / heads)) V per head: Vaswani et al., "Attention Is All You
   Need", 2017, eq. 1, https://arxiv.org/abs/1706.03762. Keys have no bias: it adds the
-  same to every logit, which a softmax does not see.
+  same to every logit, which a softmax does not see. The weights [b heads q n] are sown as
+  "intermediates".
   """
 
   heads: int = 4
@@ -74,6 +75,7 @@ class Attention(nn.Module):
     logits = jnp.einsum("bqhd,bnhd->bhqn", q, k) / math.sqrt(d // self.heads)
     there = keep[:, None, None, :]
     weights = jnp.where(there, nn.softmax(jnp.where(there, logits, -1e9)), 0.0)
+    self.sow("intermediates", "weights", weights)
     out = jnp.einsum("bhqn,bnhd->bqhd", weights, v).reshape(queries.shape)
     out = Dense(d, name="out")(out)
     return jnp.where(keep.any(1)[:, None, None], out, 0.0)

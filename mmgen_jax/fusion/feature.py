@@ -85,7 +85,7 @@ class GatedFusion(nn.Module):
 
   The gated multimodal unit of Arevalo et al., 2017, https://arxiv.org/abs/1702.01992,
   eq. 1-4, for any number of modalities: gates see all features and sum to one over
-  those that are there.
+  those that are there. They [m b d] are sown as "intermediates".
   """
 
   @nn.compact
@@ -96,6 +96,7 @@ class GatedFusion(nn.Module):
     logits = Dense(m * d)(everything).reshape(b, m, d).transpose(1, 0, 2)
     keep = mask[..., None]
     gates = nn.softmax(jnp.where(keep, logits, -1e9), axis=0)
+    self.sow("intermediates", "gates", jnp.where(keep, gates, 0.0))
     values = jnp.stack([nn.tanh(Dense(d, name=f"value_{i}")(h[i])) for i in range(m)])
     return (jnp.where(keep, gates, 0.0) * values).sum(0)
 

@@ -9,7 +9,17 @@ from pathlib import Path
 from mmgen_jax import records
 from mmgen_jax.log import duration, training_secs
 from mmgen_jax.provenance import write_atomically
-from mmgen_jax.report import compare, latents, page, samples, tables, training
+from mmgen_jax.report import (
+  attribution,
+  compare,
+  latents,
+  page,
+  recognition,
+  retrieval,
+  samples,
+  tables,
+  training,
+)
 from mmgen_jax.report.page import esc
 from mmgen_jax.report.run import (
   Run,
@@ -44,6 +54,9 @@ def render(run: Run) -> str:
     ("directions", "Directions", samples.directions(run)),
     ("reconstruction", "Reconstruction", samples.reconstruction(run)),
     ("latents", "Latents", latents.latents(run)),
+    ("recognition", "Recognition", recognition.recognition(run)),
+    ("retrieval", "Retrieval", retrieval.retrieval(run)),
+    ("attribution", "Who decided", attribution.attribution(run)),
     ("training", "Training", training.training(run)),
     ("scores", "Scores", tables.scores(run)),
     ("provenance", "Provenance", tables.provenance(run)),

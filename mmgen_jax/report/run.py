@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmgen_jax import interpret, pictures, records
+from mmgen_jax import attribute, interpret, pictures, records
 from mmgen_jax.interpret import Interpretation
 from mmgen_jax.log import read_metrics
 from mmgen_jax.pictures import Panel
@@ -23,6 +23,7 @@ class Run(NamedTuple):
     growth: (panel, what was saved with it) of each step that wrote samples.
     shown: the panel of the newest evaluation, else of the newest samples.
     interpretation: of single latents, where the newest evaluation has it.
+    saliency: of the newest evaluation, if it has any.
   """
 
   name: str
@@ -33,6 +34,7 @@ class Run(NamedTuple):
   growth: list[tuple[Panel, dict[str, Any]]]
   shown: Panel | None
   interpretation: Interpretation | None = None
+  saliency: attribute.Saliency | None = None
 
 
 def read(workdir) -> Run:
@@ -62,14 +64,21 @@ def read(workdir) -> Run:
     growth,
     shown,
     interpret.load(latents) if latents.exists() else None,
+    _saliency(workdir, known),
   )
+
+
+def _saliency(workdir: Path, known: list[int]) -> attribute.Saliency | None:
+  path = (
+    records.path(workdir, known[-1]).with_suffix(".saliency.npz") if known else None
+  )
+  return attribute.load(path) if path is not None and path.exists() else None
 
 
 def is_share(r: records.Record) -> bool:
   """Whether a value is a share of examples, to be written in percent."""
-  return r["metric"].startswith(
-    ("coherence/", "joint_coherence/", "mean_coherence/", "readable")
-  )
+  shares = ("coherence/", "joint_coherence/", "mean_coherence/", "readable")
+  return r["metric"].startswith((*shares, "accuracy/", "recall_at"))
 
 
 def value(r: records.Record | None) -> str:
@@ -124,6 +133,10 @@ def headline(run: Run) -> list[tuple[str, records.Record]]:
     given = r["given"] or ()
     if r["metric"] == "joint_coherence/strict":
       out.insert(0, ("everything from the prior", r))
+    elif r["metric"] == "recall_at_1_label":
+      out.append((f"{arrow(given, r['target'])}, first found", r))
+    elif r["metric"].startswith("accuracy/"):
+      out.append((f"{r['target']} from {' + '.join(given)}{suffix}", r))
     elif r["metric"] == "coherence/strict" and len(given) == 1:
       if r["target"] not in given:
         out.append((arrow(given, r["target"]) + suffix, r))

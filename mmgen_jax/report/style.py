@@ -102,6 +102,9 @@ nav {
   grid-template-columns: repeat(auto-fill, minmax(162px, 1fr));
 }
 .pairs.three { grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); }
+.pairs.why { grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); }
+.why .pair { flex-wrap: wrap; padding: 4px; }
+.why .said { flex-basis: 100%; font-size: 13px; color: var(--soft); }
 .pair { display: flex; align-items: center; gap: 6px; }
 .arrow { color: var(--faint); flex: none; font-size: 15px; }
 .tile {

@@ -1,0 +1,29 @@
+"""A modality added to a trained model: sound, to one of image and caption of sprites.
+
+The trained model stays as it is, bit for bit; the new encoder and decoder learn to say
+and to draw what it says (`mmgen_jax.steps.extension`).
+
+  python launch.py --config=configs/extension_sprites.py:pair --workdir=runs/pair
+  python launch.py --config=configs/extension_sprites.py --workdir=runs/extended \
+    --config.extend.workdir=runs/pair
+
+`:pair` is the quickstart without sound.
+"""
+
+from configs import common, quickstart
+
+
+def get_config(arg=None):
+  config = quickstart.get_config()
+  config.family = "extension"
+  config.train_steps = 1000
+  config.optim.decay_steps = 1000
+  config.extend = {"workdir": "runs/pair", "modality": "sound"}
+  return common.variant(config, arg, pair=pair, smoke=common.smoke)
+
+
+def pair(config):
+  config.family = "fusion"
+  config.train_steps = config.optim.decay_steps = 2000
+  config.data.options.modalities = ("image", "caption")
+  del config.extend

@@ -1,0 +1,102 @@
+"""Recognition: encoders, a fusion layer, and heads that say a label's class."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.core import FrozenDict
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from mmgen_jax.data.modality import Modality
+from mmgen_jax.fusion.feature import make_fusion
+from mmgen_jax.models.conv import ConvEncoder
+from mmgen_jax.models.layers import Dense
+from mmgen_jax.models.multimodal import as_grid
+from mmgen_jax.models.text import TextEncoder
+
+Logits = dict[str, Float[Array, "b c"]]
+
+
+class FeatureEncoder(nn.Module):
+  """Features [b d] of one modality, layer-normalised so that none is louder."""
+
+  modality: Modality
+  width: int
+  features: int
+  blocks: int = 1
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Float[Array, "b d"]:
+    if self.modality.kind == "text":
+      words = len(self.modality.vocabulary)
+      net = TextEncoder(words, self.width, self.features, self.blocks, self.dtype)
+    else:
+      x = as_grid(self.modality, x)
+      net = ConvEncoder(self.width, self.features, self.blocks, dtype=self.dtype)
+    return nn.LayerNorm()(nn.silu(net(x)).astype(jnp.float32))
+
+
+class Recognizer(nn.Module):
+  """Logits of every label's classes from any subset of the sorted modalities.
+
+  Attributes:
+    modalities: by name.
+    labels: {label: how many classes it has}.
+    widths: channels (grids) or embedding size (text), by modality kind.
+    features: size of every encoder's output, and of what is fused.
+    fusion: name of a layer in `mmgen_jax.fusion.feature.FUSIONS`.
+    fusion_options: its attributes.
+    blocks: blocks per resolution (grids) or in all (text).
+    own_heads: whether each modality has heads of its own besides.
+    dtype: of the encoders' computation; all else is float32.
+  """
+
+  modalities: Mapping[str, Modality]
+  labels: Mapping[str, int]
+  widths: Mapping[str, int]
+  features: int
+  fusion: str
+  fusion_options: Mapping[str, int] = FrozenDict()
+  blocks: int = 1
+  own_heads: bool = False
+  dtype: DTypeLike = jnp.float32
+
+  def setup(self):
+    self.encoders = {
+      name: FeatureEncoder(
+        m, self.widths[m.kind], self.features, self.blocks, self.dtype
+      )
+      for name, m in sorted(self.modalities.items())
+    }
+    self.layer = make_fusion(self.fusion, **self.fusion_options)
+    heads = lambda: {label: Dense(n) for label, n in sorted(self.labels.items())}
+    self.heads = heads()
+    self.own = {name: heads() for name in self.modalities} if self.own_heads else {}
+
+  def encode_one(self, name: str, x: Array) -> Float[Array, "b d"]:
+    """Features of one modality."""
+    return self.encoders[name](x)
+
+  def encode(self, batch: Mapping[str, Array]) -> Float[Array, "m b d"]:
+    """Features of all modalities, in sorted order of names."""
+    return jnp.stack([self.encode_one(n, batch[n]) for n in sorted(self.modalities)])
+
+  def fuse(self, features: Float[Array, "m b d"], mask: Bool[Array, "m b"]) -> Logits:
+    """Logits from what `mask` keeps; from nothing, those of the classes' shares."""
+    h = self.layer(features, mask)
+    return {label: head(h) for label, head in self.heads.items()}
+
+  def alone(self, features: Float[Array, "m b d"]) -> dict[str, Float[Array, "m b c"]]:
+    """Logits of the modalities' own heads; {} without `own_heads`."""
+    names = sorted(self.own)
+    return {
+      label: jnp.stack([self.own[n][label](features[i]) for i, n in enumerate(names)])
+      for label in (self.labels if names else ())
+    }
+
+  def __call__(self, batch: Mapping[str, Array], mask: Bool[Array, "m b"]):
+    """Touches every parameter once: for `init`."""
+    features = self.encode(batch)
+    return self.fuse(features, mask), self.alone(features)

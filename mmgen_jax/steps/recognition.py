@@ -1,0 +1,232 @@
+"""The recognition step: which class a label has, from any subset of the modalities."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from mmgen_jax.balance import modality_dropout, modulation, scale_gradient
+from mmgen_jax.data.corrupt import corrupt
+from mmgen_jax.data.modality import Modality
+from mmgen_jax.models.layers import apply, init_params
+from mmgen_jax.models.recognition import Recognizer
+from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
+from mmgen_jax.parallel import example_keys, mean_of_microbatches
+from mmgen_jax.state import State, new_state
+from mmgen_jax.steps.inputs import blank_missing, example_shapes, make_augment
+
+Modalities = Mapping[str, Modality]
+
+
+def used(config, modalities: Modalities) -> dict[str, Modality]:
+  """Those that `config.model.inputs` names, or all if it names none, sorted.
+
+  Raises:
+    ValueError: if the data set lacks one.
+  """
+  names = config.model.get("inputs", ()) or modalities
+  if unknown := sorted(set(names) - set(modalities)):
+    raise ValueError(
+      f"model.inputs names {unknown[0]!r}; the data set has {sorted(modalities)}"
+    )
+  return {name: modalities[name] for name in sorted(names)}
+
+
+def build(config, modalities: Modalities) -> Recognizer:
+  """The network of a config.
+
+  Raises:
+    ValueError: if an input or the fusion layer is unknown, or no label is named.
+  """
+  m = config.model
+  if not m.labels:
+    raise ValueError("model.labels names no label to recognise: {label: classes}")
+  return Recognizer(
+    used(config, modalities),
+    m.labels.to_dict(),
+    m.widths.to_dict(),
+    m.features,
+    m.fusion,
+    m.get("fusion_options", {}),
+    m.blocks,
+    bool(config.loss.own),
+    jnp.bfloat16 if config.bfloat16 else jnp.float32,
+  )
+
+
+def make_damage(config, modalities: Modalities) -> Callable:
+  """`damage(keys, values) -> values`: what all inputs suffer, at training and at test.
+
+  `config.corrupt` is {modality: {kind of damage: strength}}, see
+  `mmgen_jax.data.corrupt`.
+
+  Raises:
+    ValueError: if it names a modality that is not an input.
+  """
+  hows = {name: dict(how) for name, how in config.get("corrupt", {}).items()}
+  if unknown := sorted(set(hows) - set(modalities)):
+    raise ValueError(f"corrupt names {unknown[0]!r}; there are {sorted(modalities)}")
+
+  def damage(keys, values):
+    changed = {}
+    for i, name in enumerate(sorted(modalities)):
+      if how := hows.get(name):
+        one = lambda key, x, name=name, how=how, i=i: corrupt(
+          jax.random.fold_in(key, i), x, modalities[name], how
+        )
+        changed[name] = jax.vmap(one)(keys, values[name])
+    return {**values, **changed}
+
+  return damage
+
+
+def keys_of_index(index: Array) -> Array:
+  """Keys of damage at test: of the example's index alone, so the same for all runs."""
+  return jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(index)
+
+
+def init(key: Array, config, modalities: Modalities) -> State:
+  """A State at step 0; network "recognizer", and its average."""
+  net = build(config, modalities)
+  shapes = example_shapes(net.modalities)
+  mask = jax.ShapeDtypeStruct((len(shapes), 1), jnp.bool_)
+  params = {"recognizer": init_params(net, key, shapes, mask)}
+  opt_state = init_optimizers({"recognizer": make_optimizer(config.optim)}, params)
+  return new_state(params, opt_state, jax.tree.map(jnp.copy, params))
+
+
+def _cross_entropy(logits: Mapping[str, Array], labels: Mapping[str, Array]) -> Array:
+  """-log p(class), summed over the labels; [... b] of logits [... b c]."""
+  return sum(
+    optax.softmax_cross_entropy_with_integer_labels(
+      x, jnp.broadcast_to(labels[label], x.shape[:-1])
+    )
+    for label, x in logits.items()
+  )  # type: ignore[return-value]
+
+
+def only_one(mask: Array) -> Array:
+  """For each modality the mask that keeps it alone, [m m b]."""
+  return mask & jnp.eye(len(mask), dtype=bool)[:, :, None]
+
+
+def make_train_step(config, modalities: Modalities) -> Callable:
+  """`train_step(state, batch, key, *, axis=None) -> (state, metrics)`.
+
+  Descends fused * CE(fused features of what modality dropout leaves) + sum_m own_m *
+  CE(the own head of m), CE summed over the labels; an example counts for the modalities
+  that it has. `config.loss.dropout`: see `mmgen_jax.balance.modality_dropout`;
+  `config.loss.balance`: strength of its `modulation` (0: none) of what the fused loss
+  tells the encoders; `config.loss.own` {modality: weight} and `config.loss.fused`: fixed
+  blending of losses, as in Wang et al., 2020 (its `blending_weights`). Inputs are
+  augmented (`config.augment`), then damaged (`config.corrupt`).
+
+  Raises:
+    ValueError: if `loss.own` names what is no input, or for balance with accumulation.
+  """
+  net, names = build(config, modalities), sorted(used(config, modalities))
+  inputs = used(config, modalities)
+  augment, damage = make_augment(config, inputs), make_damage(config, inputs)
+  txs, loss = {"recognizer": make_optimizer(config.optim)}, config.loss
+  if loss.balance and config.accumulate > 1:
+    raise ValueError("loss.balance is of a whole batch: accumulate must be 1")
+  if unknown := sorted(set(loss.own) - set(names)):
+    raise ValueError(f"loss.own names {unknown[0]!r}; inputs are {names}")
+  own = jnp.array([loss.own.get(name, 0.0) for name in names])
+
+  def objective(params, batch, keys, axis):
+    values, mask = blank_missing(batch, inputs)
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+    values = damage(keys[:, 1], augment(keys[:, 0], values))
+    run = partial(apply, net, params)
+    h, labels = run(values, method="encode"), batch["labels"]
+    told = h
+    metrics = {}
+    if loss.balance:
+      each = jax.vmap(lambda kept: run(h, kept, method="fuse"))(only_one(mask))
+      nats = jax.lax.stop_gradient(_cross_entropy(each, labels))
+      factors = modulation(jnp.exp(-nats), mask, loss.balance, axis)
+      metrics |= {f"balance_{n}": factors[i] for i, n in enumerate(names)}
+      told = scale_gradient(h, factors[:, None, None])
+    kept = modality_dropout(keys[:, 2], mask, loss.dropout)
+    logits = run(told, kept, method="fuse")
+    has = mask.any(0)
+    fused = jnp.where(has, _cross_entropy(logits, labels), 0.0)
+    total = loss.fused * fused.mean()
+    metrics |= {"fused": fused.mean()}
+    for label, x in logits.items():
+      right = has & (x.argmax(-1) == labels[label])
+      metrics[f"accuracy_{label}"] = right.astype(jnp.float32).mean()
+    if loss.own:
+      nats = jnp.where(mask, _cross_entropy(run(h, method="alone"), labels), 0.0)
+      nats = nats.mean(1)
+      total += (own * nats).sum()
+      metrics |= {f"own_{name}": nats[i] for i, name in enumerate(names)}
+    metrics["loss"] = total
+    return total, {f"recognition/{k}": v for k, v in metrics.items()}
+
+  def train_step(state: State, batch: dict, key: Array, *, axis: str | None = None):
+    key = jax.random.fold_in(key, state.step)
+    keys = example_keys(key, len(batch["index"]), axis)
+
+    def gradients(params, batch, keys):
+      of = jax.grad(partial(objective, axis=axis), has_aux=True)
+      grads, metrics = of(params["recognizer"], batch, keys)
+      return {"recognizer": grads}, metrics
+
+    mean = mean_of_microbatches(gradients, accumulate=config.accumulate, axis=axis)
+    grads, metrics = mean(state.params, batch, keys)
+    state, norms = apply_updates(state, grads, txs, config.ema_decay)
+    return state, metrics | norms
+
+  return train_step
+
+
+def make_eval_step(config, modalities: Modalities) -> Callable:
+  """`eval_step(params, batch, key)` -> `nll` and `correct_<label>` per example.
+
+  From everything that an example has; `nll` in nats, summed over the labels.
+  """
+  generate, names = make_generate(config, modalities), sorted(modalities)
+
+  def eval_step(params, batch, key):
+    logits = generate(params, batch, jnp.ones(len(names), bool), key)
+    labels = batch["labels"]
+    correct = {
+      f"correct_{label}": (x.argmax(-1) == labels[label]).astype(jnp.float32)
+      for label, x in logits.items()
+    }
+    return correct | {"nll": _cross_entropy(logits, labels)}
+
+  return eval_step
+
+
+def subsets(config, modalities: Modalities) -> list[tuple[str, ...]]:
+  """Every subset of the inputs, none first, all last."""
+  names = sorted(used(config, modalities))
+  return [c for n in range(len(names) + 1) for c in combinations(names, n)]
+
+
+def make_generate(config, modalities: Modalities) -> Callable:
+  """`generate(params, batch, given, key) -> {label: logits [b c]}`.
+
+  `given` is bool [m], in sorted order of all the data set's names. Inputs are damaged as
+  in training (`config.corrupt`), by keys of their index: `key` has no part in it.
+  """
+  net, inputs = build(config, modalities), used(config, modalities)
+  places = [sorted(modalities).index(name) for name in inputs]
+  damage = make_damage(config, inputs)
+
+  def generate(params, batch, given, key):
+    del key
+    values, mask = blank_missing(batch, inputs)
+    values = damage(keys_of_index(batch["index"]), values)
+    features = apply(net, params["recognizer"], values, method="encode")
+    mask &= given[jnp.array(places)][:, None]
+    return apply(net, params["recognizer"], features, mask, method="fuse")
+
+  return generate

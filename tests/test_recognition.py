@@ -1,0 +1,220 @@
+"""Recognition: balance, the step beside tests/test_steps.py, evaluation in one pass."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import tiny
+
+from mmgen_jax import balance, recognise, records
+from mmgen_jax.data import modality
+from mmgen_jax.data.examples import Column, Examples
+from mmgen_jax.metrics import calibration
+from mmgen_jax.models.layers import apply
+from mmgen_jax.steps import recognition
+
+RNG = np.random.default_rng(0)
+KEYS = jax.random.split(jax.random.key(3), 20_000)
+
+
+def test_modality_dropout_has_its_probabilities_and_never_leaves_nothing():
+  mask = np.ones((2, len(KEYS)), bool)
+  mask[0, ::2] = False  # of these, the second one always stays
+  out = np.asarray(balance.modality_dropout(KEYS, mask, 0.3))
+  assert out[1, ::2].all() and not out[0, ::2].any()
+  both, first, second = (
+    (out[:, 1::2] == np.array(s)[:, None]).all(0).mean()
+    for s in ([1, 1], [1, 0], [0, 1])
+  )
+  # All is kept where nothing is dropped, or everything would be.
+  np.testing.assert_allclose([both, first, second], [0.58, 0.21, 0.21], atol=0.015)
+  np.testing.assert_array_equal(balance.modality_dropout(KEYS, mask, 0.0), mask)
+  nothing = np.zeros_like(mask)
+  assert not balance.modality_dropout(KEYS, nothing, 0.5).any()
+
+
+def test_scaled_gradients_leave_the_value():
+  x = jnp.array([0.1, 3.7])
+  value, grad = jax.value_and_grad(
+    lambda x: jnp.sin(balance.scale_gradient(x, 0.25)).sum()
+  )(x)
+  assert value == jnp.sin(x).sum()
+  np.testing.assert_allclose(grad, 0.25 * jnp.cos(x))
+
+
+def test_modulation_slows_who_is_ahead_by_the_papers_formula():
+  right = RNG.uniform(0.1, 0.9, (2, 6)).astype(np.float32)
+  right[0] = np.minimum(right[0] + 0.5, 1.0)
+  mask = np.array([[1, 1, 1, 0, 1, 1], [1, 1, 0, 1, 1, 1]], bool)
+  ratio = right[0][mask[0]].mean() / right[1][mask[1]].mean()
+  out = balance.modulation(right, mask, 0.4)
+  np.testing.assert_allclose(out, [1 - np.tanh(0.4 * ratio), 1.0], rtol=1e-5)
+  dirty = np.where(mask, right, np.nan)
+  np.testing.assert_array_equal(balance.modulation(dirty, mask, 0.4), out)
+  np.testing.assert_array_equal(balance.modulation(right, mask, 0.0), [1.0, 1.0])
+  never = mask & np.array([[True], [False]])
+  np.testing.assert_array_equal(balance.modulation(right, never, 0.4), [1.0, 1.0])
+
+
+def test_modulation_is_that_of_the_global_batch():
+  right, mask = RNG.uniform(size=(3, 8)).astype(np.float32), RNG.random((3, 8)) > 0.4
+  whole = balance.modulation(right, mask, 0.5)
+  cut = lambda x: np.moveaxis(x.reshape(3, 4, 2), 1, 0)
+  of = jax.pmap(
+    lambda r, m: balance.modulation(r, m, 0.5, "data"), axis_name="data", out_axes=None
+  )
+  np.testing.assert_allclose(of(cut(right), cut(mask)), whole, rtol=1e-6)
+
+
+def test_blending_weights_maximise_gain_over_expected_overfitting():
+  train = np.array([[2.0, 2.1, 2.2], [0.5, 1.0, 0.3]])
+  held_out = np.array([[2.1, 2.2, 2.2], [1.1, 1.4, 1.5]])
+  w = balance.blending_weights(train, held_out)
+  assert w.sum() == pytest.approx(1.0)
+  gain = held_out[0] - held_out[1]
+  gap = (held_out - train)[1] - (held_out - train)[0]
+  # Uncorrelated gradients: overfitting's expected square is sum (w_k O_k)^2, for a gain
+  # that is held fixed.
+  ratio = lambda w: ((w * gap) ** 2).sum() / (w @ gain) ** 2
+  others = RNG.dirichlet(np.ones(3), 5000)
+  assert ratio(w) <= min(map(ratio, others)) + 1e-12
+  worse = held_out.copy()
+  worse[1, 0] = 3.0
+  assert balance.blending_weights(train, worse)[0] == 0.0
+  with pytest.raises(ValueError, match="no held-out loss fell"):
+    balance.blending_weights(train, worse[::-1] * np.array([0, 1, 1]))
+
+
+MODALITIES = {k: tiny("recognition")[1][k] for k in ("image", "sound")}
+
+
+def config(**loss):
+  c, _, _ = tiny("recognition")
+  c.model.inputs = ("image", "sound")
+  c.loss.own = {}
+  c.loss.update(dropout=0.0, balance=0.0, **loss)
+  c.eval.update(num_examples=20, batch_size=8, bootstrap=20, corrupted_examples=10)
+  c.corrupt = {"image": {"noise": 0.1}}
+  return c
+
+
+def examples(n=20, split="test") -> Examples:
+  digit = RNG.integers(0, 3, n).astype(np.int32)
+  columns = {
+    "image": Column(RNG.integers(0, 256, (n, 8, 8, 3), np.uint8)),
+    "sound": Column(RNG.integers(0, 256, (n, 8, 8), np.uint8), present=digit > 0),
+  }
+  names = {"digit": ("a", "b", "c")}
+  return Examples("x", split, MODALITIES, {"digit": digit}, names, columns, split)
+
+
+@functools.cache
+def trained():
+  c = config()
+  return c, recognition.init(jax.random.key(0), c, MODALITIES).params
+
+
+def test_the_step_scales_only_what_the_fused_loss_tells_the_encoder_that_is_ahead():
+  _, _, inputs = tiny("recognition")
+  batch = jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(0, 1))
+  moved = {}
+  for strength in (0.0, 0.7):
+    c = config()
+    c.loss.balance = strength
+    state = recognition.init(jax.random.key(0), c, MODALITIES)
+    step = jax.jit(recognition.make_train_step(c, MODALITIES))
+    after, metrics = step(state, batch, jax.random.key(1))
+    net = lambda s: s.params["recognizer"]
+    moved[strength] = jax.tree.map(jnp.subtract, net(after), net(state))
+  factors = {n: float(metrics[f"recognition/balance_{n}"]) for n in ("image", "sound")}
+  assert sorted(factors.values())[1] == 1.0 and sorted(factors.values())[0] < 0.5
+  for name, part in moved[0.7].items():
+    factor = factors.get(name.removeprefix("encoders_"), 1.0)
+    want = jax.tree.map(lambda x, f=factor: f * x, moved[0.0][name])
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=1e-7), part, want
+    )
+
+
+def test_prediction_in_one_pass_is_that_of_each_subset():
+  c, params = trained()
+  data = examples()
+  predict = recognise.make_predict(c, MODALITIES, batch_size=8)
+  damage = ("image", "contrast", 0.9)
+  clean, worse = predict(params, data, np.arange(20), [damage])
+  generate = recognition.make_generate(c, MODALITIES)
+  rows = data.rows(np.arange(20))
+  batch = rows | {k: modality.to_model(m, rows[k]) for k, m in MODALITIES.items()}
+  for i, given in enumerate(clean.subsets):
+    keep = jnp.array([name in given for name in sorted(MODALITIES)])
+    logits = generate(params, batch, keep, jax.random.key(5))["digit"]
+    np.testing.assert_allclose(clean.logits["digit"][i], logits, atol=1e-4)
+    same = np.allclose(worse.logits["digit"][i], logits, atol=1e-3)
+    assert same == ("image" not in given)
+  assert clean.subsets == [(), ("image",), ("sound",), ("image", "sound")]
+  np.testing.assert_array_equal(clean.has["image", "sound"], data.labels["digit"] > 0)
+
+
+def test_measured_entries_are_those_of_the_predictions():
+  c, params = trained()
+  data, held_out = examples(), examples(split="validation")
+  measure = recognise.make_measure(c, MODALITIES)
+  entries = measure(params, data, np.arange(20), held_out, say=lambda message: None)
+  entries = [{**entry, "data": {"split": "test"}} for entry in entries]
+  predict = recognise.make_predict(c, MODALITIES, batch_size=20)
+  (p,) = predict(params, data, np.arange(20))
+  find = lambda metric, *given: records.find(entries, metric, given, "digit")
+  rows = data.labels["digit"] > 0
+  right = p.right("digit")[3][rows]
+  both = find("accuracy/digit", "image", "sound")
+  assert both["value"] == pytest.approx(right.mean()) and both["samples"] == rows.sum()
+  logits = p.logits["digit"][1]
+  image = calibration.nll(logits, p.truth["digit"]).mean()
+  assert find("nll/digit", "image")["value"] == pytest.approx(image, rel=1e-5)
+  t = find("temperature/digit", "sound")["value"]
+  scaled = calibration.nll(p.logits["digit"][2][rows] / t, p.truth["digit"][rows])
+  assert find("nll_scaled/digit", "sound")["value"] == pytest.approx(scaled.mean())
+  shares = [find("shapley/digit", name)["value"] for name in ("image", "sound")]
+  nothing = p.right("digit")[0][rows].mean()
+  assert sum(shares) == pytest.approx(right.mean() - nothing)
+  area = find("robustness/digit/image/noise", "image")
+  points = [
+    find(f"damaged/digit/image/noise/{s:g}", "image")["value"]
+    for s in (0.1, 0.2, 0.3, 0.4, 0.5)
+  ]
+  curve = np.array([p.right("digit")[1][:10].mean(), *points])
+  assert area["value"] == pytest.approx(((curve[1:] + curve[:-1]) / 2).mean())
+  assert not find("damaged/digit/image/noise/0.1", "sound")
+
+
+def test_what_does_not_fit_is_refused_by_name():
+  c = config()
+  c.model.inputs = ("video",)
+  with pytest.raises(ValueError, match="'video'"):
+    recognition.build(c, MODALITIES)
+  c = config()
+  c.corrupt = {"word": {"swap": 0.1}}
+  with pytest.raises(ValueError, match="'word'"):
+    recognition.make_train_step(c, MODALITIES)
+  c = config(own={"word": 1.0})
+  with pytest.raises(ValueError, match="'word'"):
+    recognition.make_train_step(c, MODALITIES)
+  c = config()
+  c.model.labels = {}
+  with pytest.raises(ValueError, match="no label"):
+    recognition.build(c, MODALITIES)
+
+
+def test_one_modality_needs_no_other_to_be_fused_with():
+  c = config()
+  c.model.update(inputs=("image",), fusion="mean")
+  net = recognition.build(c, MODALITIES)
+  params = recognition.init(jax.random.key(0), c, MODALITIES).params["recognizer"]
+  x = jnp.asarray(RNG.uniform(-1, 1, (4, 8, 8, 3)), jnp.float32)
+  features = apply(net, params, {"image": x}, method="encode")
+  logits = apply(net, params, features, jnp.ones((1, 4), bool), method="fuse")
+  head = params["heads_digit"]
+  want = features[0] @ head["kernel"] + head["bias"]
+  np.testing.assert_allclose(logits["digit"], want, atol=1e-5)
