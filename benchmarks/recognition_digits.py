@@ -38,7 +38,7 @@ SPLIT = "test_speaker"
 
 def run(variant: str, seed: int, workdir: Path, data_dir: Path) -> list[dict[str, Any]]:
   """The records of one run, trained and evaluated if it was not yet."""
-  config: Any = config_lib.load(ROOT / f"configs/recognition_digits.py:{variant}")
+  config: Any = config_lib.load(f"{ROOT}/configs/recognition_digits.py:{variant}")
   config.seed = seed
   folder = workdir / f"{variant}_{seed}"
   if config.train_steps not in records.steps(folder):

@@ -148,5 +148,5 @@ def pair_loss(
   there = make_pairs(a, b, has, same, scale, bias, axis)
   if name == "siglip":
     return siglip(there)
-  back = make_pairs(b, a, has[::-1], same, scale, bias, axis)
+  back = make_pairs(b, a, (has[1], has[0]), same, scale, bias, axis)
   return 0.5 * (info_nce(there) + info_nce(back))

@@ -1,6 +1,7 @@
 """Adds a modality to a trained fusion run, whose newest checkpoint is the frozen part."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -21,7 +22,7 @@ def frozen(workdir) -> tuple[State, int, dict]:
   workdir = Path(workdir)
   if not (workdir / "config.json").exists():
     raise FileNotFoundError(f"extend.workdir = {str(workdir)!r} holds no run")
-  config = config_lib.from_json((workdir / "config.json").read_text())
+  config: Any = config_lib.from_json((workdir / "config.json").read_text())
   if config.family != "fusion":
     raise ValueError(f"extend.workdir must hold a fusion run, got {config.family!r}")
   spec = datasets.spec(config.data.name, **config.data.options)

@@ -30,6 +30,8 @@ def test_calibration_error_by_hand():
 
 
 def test_a_calibrated_classifier_has_little_error_and_temperature_one():
+  # Of 4,000 examples even a calibrated one has .022 (sd .004 over draws of labels): the
+  # mean over 15 bins of |accuracy - confidence|, each of about 267 examples.
   assert calibration.calibration_error(LOGITS, LABELS) < 0.03
   assert calibration.fit_temperature(LOGITS, LABELS) == pytest.approx(1.0, abs=0.05)
   assert calibration.calibration_error(3 * LOGITS, LABELS) > 0.1

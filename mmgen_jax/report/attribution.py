@@ -29,10 +29,12 @@ def _latents(found: Sequence[Record]) -> str:
   rows = []
   for r in (r for r in of if r["data"]["split"] == split):
     conflict = find(found, "conflict", r["given"], None, split)
-    said = f"{value(conflict)}<small>{esc(interval(conflict))}</small>"
+    said = "–"
+    if conflict:
+      said = f"{value(conflict)}<small>{esc(interval(conflict))}</small>"
     cells = [(f"{100 * x:.0f}", 0.8 * x) for x in r["by_latent"]]
     mean = f"{100 * r['value']:.1f}"
-    rows.append([esc(r["given"][0]), mean, said if conflict else "–", *cells])
+    rows.append([esc(r["given"][0]), mean, said, *cells])
   count = len(of[0]["by_latent"])
   title = "Precision <small>each expert's share of the product's, % by latent: what it"
   title += (
