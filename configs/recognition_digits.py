@@ -57,6 +57,7 @@ def get_config(arg=None):
   config.loss = {
     "fused": 1.0,  # weight of the fused features' loss
     "own": {"image": 1.0, "sound": 1.0},  # of each modality's own head; {}: no heads
+    "fused_to_encoders": 0.0,  # factor of what the fused loss tells the encoders
     "dropout": 0.5,  # of each modality, per example
     "balance": 0.0,  # strength of gradient modulation
   }
@@ -94,11 +95,13 @@ def alone(config, name):
 
 def fused(config):
   config.loss.own = {}
+  config.loss.fused_to_encoders = 1.0
   config.loss.dropout = 0.0
 
 
 def balance(config):
   config.loss.balance = 0.5
+  config.loss.fused_to_encoders = 1.0
 
 
 def smoke(config):

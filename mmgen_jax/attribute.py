@@ -69,7 +69,7 @@ def explain(config, params, examples: Examples, indices, points: int = 24) -> Sa
 
     def logits(x):
       features = run(values | x, method="encode")
-      return run(features, mask, method="fuse")[label]
+      return run(features, mask, method="decide")[label]
 
     x = {name: values[name] for name in grids}
     said = logits(x).argmax(-1)

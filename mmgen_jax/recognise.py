@@ -87,7 +87,7 @@ def make_predict(
   @jax.jit
   def fuse(params, features, mask):
     of = lambda given: apply(
-      net, params, features, mask & given[:, None], method="fuse"
+      net, params, features, mask & given[:, None], method="decide"
     )
     return jax.vmap(of)(givens)
 

@@ -104,12 +104,11 @@ def test_every_takes_the_log_of_the_sum():
   np.testing.assert_allclose(inside, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name, many", [("infonce", "pmap"), ("siglip", "jit")])
-def test_one_device_is_four_devices(name, many):
+def test_one_device_is_four_devices():
   config, modalities, inputs = tiny("alignment")
-  config.loss.contrastive = name
+  config.loss.contrastive = "infonce"  # of the two, the one whose counts are global
   result = {}
-  for devices, mode in ((1, "jit"), (4, many)):
+  for devices, mode in ((1, "jit"), (4, "pmap")):
     mesh = parallel.make_mesh(jax.devices()[:devices])
     step = alignment.make_train_step(config, modalities)
     run = parallel.compile_step(step, mesh, mode, updates=2)

@@ -218,3 +218,26 @@ def test_one_modality_needs_no_other_to_be_fused_with():
   head = params["heads_digit"]
   want = features[0] @ head["kernel"] + head["bias"]
   np.testing.assert_allclose(logits["digit"], want, atol=1e-5)
+
+
+def test_the_own_head_decides_where_one_modality_is_alone():
+  c, modalities, inputs = tiny("recognition")
+  net = recognition.build(c, modalities)
+  params = recognition.init(jax.random.key(0), c, modalities).params["recognizer"]
+  h = jnp.asarray(RNG.normal(size=(3, 4, c.model.features)), jnp.float32)
+  mask = np.array([[0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 0]], bool)
+  decided = apply(net, params, h, mask, method="decide")["digit"]
+  own = apply(net, params, h, method="alone")["digit"]
+  fused = apply(net, params, h, mask, method="fuse")["digit"]
+  want = jnp.stack([fused[0], own[0, 1], own[1, 2], fused[3]])
+  np.testing.assert_allclose(decided, want, rtol=1e-6)
+  c.loss.update(fused_to_encoders=0.0, own={k: 0.0 for k in modalities}, balance=0.0)
+  state = recognition.init(jax.random.key(0), c, modalities)
+  batch = jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(0, 1))
+  step = jax.jit(recognition.make_train_step(c, modalities))
+  after, _ = step(state, batch, jax.random.key(1))
+  old, new = state.params["recognizer"], after.params["recognizer"]
+  for name in modalities:  # the fused loss does not reach the encoders
+    part = f"encoders_{name}"
+    jax.tree.map(np.testing.assert_array_equal, new[part], old[part])
+  assert not np.array_equal(new["heads_digit"]["bias"], old["heads_digit"]["bias"])

@@ -96,6 +96,16 @@ class Recognizer(nn.Module):
       for label in (self.labels if names else ())
     }
 
+  def decide(self, features: Float[Array, "m b d"], mask: Bool[Array, "m b"]) -> Logits:
+    """Those of `fuse`; where one modality alone is there, those of its own head, if any.
+
+    The fused head has to serve every subset, the own one just this.
+    """
+    fused, own = self.fuse(features, mask), self.alone(features)
+    lone = (mask.sum(0) == 1)[:, None]
+    kept = {k: jnp.where(mask[..., None], x, 0.0).sum(0) for k, x in own.items()}
+    return {k: jnp.where(lone, kept[k], x) if own else x for k, x in fused.items()}
+
   def __call__(self, batch: Mapping[str, Array], mask: Bool[Array, "m b"]):
     """Touches every parameter once: for `init`."""
     features = self.encode(batch)

@@ -121,12 +121,17 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   CE(the own head of m), CE summed over the labels; an example counts for the modalities
   that it has. `config.loss.dropout`: see `mmgen_jax.balance.modality_dropout`;
   `config.loss.balance`: strength of its `modulation` (0: none) of what the fused loss
-  tells the encoders; `config.loss.own` {modality: weight} and `config.loss.fused`: fixed
-  blending of losses, as in Wang et al., 2020 (its `blending_weights`). Inputs are
-  augmented (`config.augment`), then damaged (`config.corrupt`).
+  tells the encoders; `config.loss.fused_to_encoders`: factor of all of that, 0 for
+  encoders that learn from their own heads alone, so that none rests on another (Du et
+  al., "On Uni-Modal Feature Learning in Supervised Multi-Modal Learning", 2023,
+  https://arxiv.org/abs/2305.01233); `config.loss.own` {modality: weight}, of all or none,
+  and `config.loss.fused`: fixed blending of losses, as in Wang et al., 2020 (its
+  `blending_weights`). Inputs are augmented (`config.augment`), then damaged
+  (`config.corrupt`).
 
   Raises:
-    ValueError: if `loss.own` names what is no input, or for balance with accumulation.
+    ValueError: if `loss.own` has some of the inputs, or others; for balance with
+      accumulation.
   """
   net, names = build(config, modalities), sorted(used(config, modalities))
   inputs = used(config, modalities)
@@ -134,9 +139,9 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   txs, loss = {"recognizer": make_optimizer(config.optim)}, config.loss
   if loss.balance and config.accumulate > 1:
     raise ValueError("loss.balance is of a whole batch: accumulate must be 1")
-  if unknown := sorted(set(loss.own) - set(names)):
-    raise ValueError(f"loss.own names {unknown[0]!r}; inputs are {names}")
-  own = jnp.array([loss.own.get(name, 0.0) for name in names])
+  if loss.own and sorted(loss.own) != names:
+    raise ValueError(f"loss.own must weigh {names}, or none; it has {sorted(loss.own)}")
+  own = jnp.array([loss.own[name] for name in names] if loss.own else [])
 
   def objective(params, batch, keys, axis):
     values, mask = blank_missing(batch, inputs)
@@ -144,14 +149,13 @@ def make_train_step(config, modalities: Modalities) -> Callable:
     values = damage(keys[:, 1], augment(keys[:, 0], values))
     run = partial(apply, net, params)
     h, labels = run(values, method="encode"), batch["labels"]
-    told = h
-    metrics = {}
+    told, metrics = scale_gradient(h, loss.get("fused_to_encoders", 1.0)), {}
     if loss.balance:
       each = jax.vmap(lambda kept: run(h, kept, method="fuse"))(only_one(mask))
       nats = jax.lax.stop_gradient(_cross_entropy(each, labels))
       factors = modulation(jnp.exp(-nats), mask, loss.balance, axis)
       metrics |= {f"balance_{n}": factors[i] for i, n in enumerate(names)}
-      told = scale_gradient(h, factors[:, None, None])
+      told = scale_gradient(told, factors[:, None, None])
     kept = modality_dropout(keys[:, 2], mask, loss.dropout)
     logits = run(told, kept, method="fuse")
     has = mask.any(0)
@@ -227,6 +231,6 @@ def make_generate(config, modalities: Modalities) -> Callable:
     values = damage(keys_of_index(batch["index"]), values)
     features = apply(net, params["recognizer"], values, method="encode")
     mask &= given[jnp.array(places)][:, None]
-    return apply(net, params["recognizer"], features, mask, method="fuse")
+    return apply(net, params["recognizer"], features, mask, method="decide")
 
   return generate
