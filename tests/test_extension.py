@@ -50,15 +50,15 @@ def test_old_parameters_stay_bit_identical_and_the_new_modality_is_understood(
   )
   monkeypatch.setattr(datasets, "spec", whole)
   train, test = examples("train", 200), examples("test", 200)
-  c = config("fusion", 200)
+  c = config("fusion", 100)
   c.data.options = {"modalities": OLD}
   old = loop.train(c, tmp_path / "old", examples=train.select(OLD))
-  new = config("extension", 150)
+  new = config("extension", 80)
   new.extend = {"workdir": str(tmp_path / "old"), "modality": "sound"}
   extend.prepare(new, tmp_path / "new")
   extend.prepare(new, tmp_path / "new")  # once is enough
   after = loop.train(new, tmp_path / "new", examples=train)
-  assert int(after.step) == 150
+  assert int(after.step) == 80
   for network in ("vae", "prior"):
     same = old.ema[network]
     jax.tree.map(np.testing.assert_array_equal, after.params[network], same)
@@ -71,10 +71,9 @@ def test_old_parameters_stay_bit_identical_and_the_new_modality_is_understood(
   right = (words == test.rows(np.arange(200))["word"]).all(1)
   sounds = of(generate, after.ema, test, ("word",), "sound")
   said = sounds.reshape(200, 8, 4, 2).mean((1, 3)).argmax(1)
-  # Chance is a quarter.
-  print("MEASURED", right[has].mean(), (said == test.labels["digit"]).mean())
-  assert right[has].mean() > 0.6, right[has].mean()
-  assert (said == test.labels["digit"]).mean() > 0.6
+  # Chance is a quarter; measured with 200 and 150 updates: 1.0 and 1.0.
+  assert right[has].mean() > 0.8
+  assert (said == test.labels["digit"]).mean() > 0.8
   # And what the old model did, it does still.
   before = jax.jit(fusion.make_generate(c, train.select(OLD).modalities))
   a = of(before, old.ema, test.select(OLD), ("word",), "image")

@@ -48,7 +48,7 @@ def tiny(family, **changes):
     fused=1.0,
     own={"image": 0.5, "sound": 0.5, "word": 0.5},
     dropout=0.3,
-    balance=0.5 if changes.get("accumulate", 1) == 1 else 0.0,
+    balance=0.0,
     contrastive="siglip",
     same=("digit",),
   )
