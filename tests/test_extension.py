@@ -71,9 +71,9 @@ def test_old_parameters_stay_bit_identical_and_the_new_modality_is_understood(
   right = (words == test.rows(np.arange(200))["word"]).all(1)
   sounds = of(generate, after.ema, test, ("word",), "sound")
   said = sounds.reshape(200, 8, 4, 2).mean((1, 3)).argmax(1)
-  # Chance is a quarter; measured with 200 and 150 updates: 1.0 and 1.0.
-  assert right[has].mean() > 0.8
-  assert (said == test.labels["digit"]).mean() > 0.8
+  # Chance is a quarter; measured: 1.0 and 1.0.
+  assert right[has].mean() > 0.9
+  assert (said == test.labels["digit"]).mean() > 0.9
   # And what the old model did, it does still.
   before = jax.jit(fusion.make_generate(c, train.select(OLD).modalities))
   a = of(before, old.ema, test.select(OLD), ("word",), "image")
