@@ -92,8 +92,10 @@ def row(name: str, found, single, concat: np.ndarray) -> tuple[list[str], dict]:
     cells += [percent(alone), percent(less[n])]
   fallen = [curves(f, SINGLE) for f in found]
   cells.append(percent([robustness.relative_robustness(c) for c in fallen]))
-  excess = [robustness.excess_robustness(c, concat) for c in fallen]
-  cells.append(percent(excess) if np.ndim(concat) else "")
+  if np.ndim(concat):
+    cells.append(percent([robustness.excess_robustness(c, concat) for c in fallen]))
+  else:
+    cells.append("")
   return cells, {"ratio": ratios[best], "best": best, "less": less}
 
 
@@ -118,7 +120,7 @@ def table(done: dict[str, list[list[dict[str, Any]]]]) -> bool:
       print(f"| {' | '.join(cells)} |")
   top = max(found, key=lambda name: found[name]["ratio"].mean())
   ratio, less = found[top]["ratio"].mean(), found[top]["less"]
-  never_below = all(d.mean() + spread(d)[1] >= 0 for d in less.values())
+  never_below = all(d.mean() + np.nan_to_num(spread(d)[1]) >= 0 for d in less.values())
   good = ratio >= 2.0 and never_below
   print(
     f"{'reached' if good else 'MISSED'}: {top} makes {ratio:.2f} times fewer errors than"

@@ -21,6 +21,9 @@ two CPU cores. Of sprites one combination of attributes in five is never trained
 | model fusion | VAE and GAN in one, of images alone | last |
 | all three | VAE and GAN in one, of all modalities | averaged |
 
+`:sprites,recognition` and `:digits,recognition` ask what fusion does for recognition
+instead: degraded images alone, noisy sounds alone, and both fused.
+
 `:sprites,long` makes three times as many updates. As a config of one run:
 `:sprites,all` (the default), `:digits,vae`, ...
 """
@@ -46,7 +49,7 @@ def get_config(arg=None):
   with config.unlocked():
     config.eval.also = ("train",)
   rest = ",".join(word for word in words if word != data)
-  known = {name: lambda config: None for name in (*DATA, *METHODS)}
+  known = {name: lambda config: None for name in (*DATA, *METHODS, "recognition")}
   return common.variant(config, rest, **known, smoke=smoke, long=long)
 
 
@@ -73,6 +76,11 @@ def get_sweep(arg=None):
     def last(name, of, **fields):
       trial(name, fuse={"method": "last", "of": [of]}, **fields)
 
+    if "recognition" in words:
+      trial("image alone", "see", baseline=True)
+      trial("sound alone", "hear", baseline=True)
+      trial("image and sound, fused", "recognise")
+      continue
     last("GAN", trial("GAN + EMA", "gan"), baseline=True)
     vae = trial("VAE + EMA", "vae")
     last("VAE", vae, baseline=True)
@@ -198,7 +206,49 @@ def models(data):
   return config
 
 
+def recognise(data, inputs=("image", "sound")):
+  """What a label says, from degraded inputs: a head per modality, and one of both."""
+  config = _base("recognition", data)
+  config.model = common.recognition_model()
+  config.model.update(inputs=inputs, fusion="gated" if len(inputs) > 1 else "mean")
+  config.model.widths = {"image": 16, "audio": 12, "text": 32}
+  labels = {"sprites": ("colour", "shape", "size"), "digits": ("digit",)}
+  if data not in labels:
+    raise ValueError(f"recognition is studied on {sorted(labels)}, got {data!r}")
+  names = _spec(data).label_names
+  config.model.labels = {label: len(names[label]) for label in labels[data]}
+  damage = {
+    "image": {"contrast": 0.5, "occlusion": 0.2, "noise": 0.2},
+    "sound": {"snr": 5.0},
+  }
+  config.corrupt = {name: damage[name] for name in inputs}
+  own = dict.fromkeys(inputs, 1.0) if len(inputs) > 1 else {}
+  config.loss = {
+    "fused": 1.0,
+    "own": own,
+    "fused_to_encoders": 0.0 if own else 1.0,
+    "dropout": 0.5 if own else 0.0,
+    "balance": 0.0,
+  }
+  config.optim = common.optim(
+    3e-3, warmup_steps=20, decay="cosine", decay_steps=UPDATES
+  )
+  config.eval.corrupted_examples = 0
+  return config
+
+
+def see(data):
+  """Recognition from images alone."""
+  return recognise(data, ("image",))
+
+
+def hear(data):
+  """Recognition from sounds alone."""
+  return recognise(data, ("sound",))
+
+
 METHODS = {"gan": gan, "vae": vae, "features": features, "models": models, "all": every}
+METHODS |= {"recognise": recognise, "see": see, "hear": hear}
 
 
 def long(config):
@@ -209,8 +259,10 @@ def long(config):
 def smoke(config):
   common.smoke(config)
   config.model.widths.update({"image": 8, "audio": 8, "text": 8})
-  config.model.disc_widths.update({"image": 8, "audio": 8})
-  config.model.update(features=8, prior_components=4)
+  config.model.features = 8
+  if "disc_widths" in config.model:
+    config.model.disc_widths.update({"image": 8, "audio": 8})
+    config.model.prior_components = 4
   if config.data.name == "sprites":
     config.data.options.update(
       train_examples=300, validation_examples=60, test_examples=100

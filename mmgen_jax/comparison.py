@@ -16,7 +16,7 @@ from scipy import special
 from mmgen_jax import records
 
 LEVEL = 0.95
-_HIGHER = ("coherence/", "joint_coherence/", "readable", "modes/count")
+_HIGHER = ("coherence/", "joint_coherence/", "readable", "modes/count", "accuracy/")
 _HIGHER_LOSSES = ("loss/elbo", "loss/logp", "loss/iwae", "loss/accuracy")
 _LOWER = ("frechet", "kid", "reconstruction/", "modes/reverse_kl", "loss/", "error")
 

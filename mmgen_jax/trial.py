@@ -10,7 +10,16 @@ from typing import Any
 
 import jax
 
-from mmgen_jax import checkpoint, describe, evaluate, fuse, log, loop, process
+from mmgen_jax import (
+  checkpoint,
+  describe,
+  evaluate,
+  fuse,
+  log,
+  loop,
+  measures,
+  process,
+)
 from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
 from mmgen_jax.provenance import provenance, write_atomically
@@ -34,12 +43,14 @@ def prepare(trials: Sequence[Trial], data_dir, say: Callable[[str], None]) -> No
   for trial in trials:
     config = resolve(trial, trials)
     options = {k: v for k, v in config.data.options.items() if k != "modalities"}
-    if (what := repr((config.data.name, sorted(options.items())))) not in done:
+    judged = config.family not in measures.MEASURES  # these make nothing to judge
+    if (what := repr((config.data.name, sorted(options.items()), judged))) not in done:
       done.add(what)
       spec = datasets.spec(config.data.name, **options)
       for split in spec.splits:
         datasets.load(config.data.name, split, data_dir, **options)
-      evaluate.make_judges(config, data_dir, list(spec.modalities), say=say)
+      if judged:
+        evaluate.make_judges(config, data_dir, list(spec.modalities), say=say)
 
 
 def run(
