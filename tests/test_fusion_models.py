@@ -26,7 +26,8 @@ from mmgen_jax.models.condition import (
 )
 from mmgen_jax.models.conv import ConvDecoder, ConvEncoder
 from mmgen_jax.models.gan import Discriminator, Discriminators, Generator
-from mmgen_jax.models.multimodal import MultimodalVAE
+from mmgen_jax.models.latents import CouplingFlow
+from mmgen_jax.models.multimodal import JointEncoder, MultimodalVAE
 from mmgen_jax.models.r3gan import R3Discriminator, R3Generator
 from mmgen_jax.models.text import TextDecoder, TextEncoder
 from mmgen_jax.models.vae import MLPVAE
@@ -95,6 +96,19 @@ MODELS = {  # module, inputs, least number of groups, least part of parameters m
     0.96,
   ),
   "multimodal vae": (MULTIMODAL, [BATCH], 25, 0.97),
+  "joint encoder": (
+    JointEncoder(
+      {name: MODALITIES[name] for name in ("image", "word")},
+      4,
+      {"image": 8, "text": 8},
+      features=8,
+      blocks=1,
+    ),
+    [BATCH],
+    5,
+    0.95,
+  ),
+  "coupling flow": (CouplingFlow(4, layers=1, hidden=6), inputs_of((2, 4)), 2, 0.9),
   "dcgan generator": (
     baselines.DCGenerator((8, 8), 3, 8, classes=3),
     [*inputs_of((2, 4)), LABEL],

@@ -104,3 +104,26 @@ def test_generation_uses_what_is_given_only():
   key = jax.random.key(2)
   a, b = (generate(params, x, given, key) for x in (whole, other))
   jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_what_is_given_changes_what_is_decoded():
+  config, larger = small("mopoe"), {n: modality.image(8, 8, 1) for n in "abc"}
+  params = multimodal.init(jax.random.key(0), config, larger).params
+  latents = multimodal.make_latents(config, larger)
+  keys = jax.random.split(jax.random.key(2), 4)
+  given = jnp.broadcast_to(jnp.array([[True], [False], [False]]), (3, 4))
+
+  @jax.jit
+  def decoded(values):
+    z = latents.sample(params, latents.encode(params, values), given, keys)
+    return z, latents.decode(params, z)
+
+  values = np.random.default_rng(0).uniform(-1, 1, (3, 4, 8, 8, 1))
+  values = dict(zip("abc", values.astype(np.float32), strict=True))
+  z, outputs = decoded(values)
+  other_z, others = decoded(values | {"a": -values["a"]})
+  assert (z != other_z).any(1).all()
+  for n in "abc":
+    assert (outputs[n] != others[n]).any((1, 2, 3, 4)).all()
+  same_z, _ = decoded(values | {"b": -values["b"], "c": values["a"]})
+  np.testing.assert_array_equal(same_z, z)

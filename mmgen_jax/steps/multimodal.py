@@ -81,8 +81,8 @@ def make_train_step(config, modalities: Modalities) -> Callable:
     values, mask = blank_missing(batch, modalities)
     keys = jax.vmap(jax.random.split)(keys)
     seen = augment(keys[:, 1], values)
-    experts = apply(vae, params["vae"], seen, method="encode")
-    p = Pass(config, vae, params, values, mask, *experts, keys[:, 0])
+    means, logvars = apply(vae, params["vae"], seen, method="encode")
+    p = Pass(config, vae, params, values, mask, means, logvars, keys[:, 0])
     bound, kl = objective(p)
     has = mask.any(0)
     terms = {"bound": bound, "kl": kl}

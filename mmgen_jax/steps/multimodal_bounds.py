@@ -132,8 +132,7 @@ def _mmvae(p: Pass) -> Bound:
     log_q, _ = _log_mixture(p, z, means, logvars)
     kl = objectives.stratified_elbo(log_q - log_prior(z), p.mask)
     return _estimate(p, log_w(z, log_q)), kl
-  fixed = stop((means, logvars))
-  log_q, each = _log_mixture(p, z, *fixed)
+  log_q, each = _log_mixture(p, z, stop(means), stop(logvars))
   own = jnp.einsum("mmkb->mkb", each)
   count = jnp.maximum(p.mask.sum(0), 1)
   _, through_q = _log_mixture(p, stop(z), means, logvars)
@@ -173,7 +172,8 @@ def _mmjsd(p: Pass) -> Bound:
 
 def _kl_to_experts(p: Pass, q) -> Float[Array, "m b"]:
   mean, logvar = (jnp.where(p.mask[..., None], x, 0.0) for x in (p.means, p.logvars))
-  return gaussian_kl(*(jnp.broadcast_to(x, mean.shape) for x in q), mean, logvar)
+  q_mean, q_logvar = (jnp.broadcast_to(x, mean.shape) for x in q)
+  return gaussian_kl(q_mean, q_logvar, mean, logvar)
 
 
 def _mvtcae(p: Pass) -> Bound:
