@@ -38,7 +38,13 @@ def defaults(family: str) -> Any:
       "model": {},
       "loss": {},
       "optim": optim(1e-3),
-      "eval": {"num_examples": 3000, "batch_size": 500, "bootstrap": 1000},
+      "eval": {
+        "num_examples": 3000,
+        "batch_size": 500,
+        "bootstrap": 1000,
+        "extractor": "",  # of images' features; or "efficientnet_lite0",
+        # "inception:PATH"; "": the classifier that the project trains
+      },
     }
   )
 

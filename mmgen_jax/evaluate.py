@@ -18,6 +18,7 @@ import numpy as np
 from mmgen_jax import (
   attribute,
   checkpoint,
+  distances,
   latent_scores,
   manifest,
   measures,
@@ -26,13 +27,14 @@ from mmgen_jax import (
   provenance,
   records,
   scores,
+  spread,
   walks,
 )
 from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
 from mmgen_jax.data.examples import Examples
 from mmgen_jax.generate import Samples, make_sampler, showcase
-from mmgen_jax.metrics import coherence, judges
+from mmgen_jax.metrics import coherence, judges, pretrained
 from mmgen_jax.state import State
 from mmgen_jax.steps import STEPS
 
@@ -55,10 +57,18 @@ def _load(config, split: str, data_dir) -> Examples:
 def make_judges(
   config, data_dir, names, *, extract: bool = True, say: Say = _say
 ) -> judges.Judges:
-  """The judges of a config's data set, whichever of its modalities a run trains on."""
+  """The judges of a config's data set, whichever of its modalities a run trains on.
+
+  With `config.eval.extractor`, images' features are those of that network.
+  """
   options = {k: v for k, v in config.data.options.items() if k != "modalities"}
   train = datasets.load(config.data.name, "train", data_dir, **options)
-  return judges.make(train, names, Path(data_dir) / "judges", extract=extract, say=say)
+  by = judges.make(train, names, Path(data_dir) / "judges", extract=extract, say=say)
+  if not extract or not config.eval.get("extractor", ""):
+    return by
+  network = pretrained.load(config.eval.extractor, say=say)
+  images = [name for name in names if train.modalities[name].kind == "image"]
+  return by._replace(extractors={**by.extractors, **dict.fromkeys(images, network)})
 
 
 def _data_dir(workdir, data_dir) -> Path:
@@ -99,7 +109,8 @@ def _entries(
   entries += scores.reconstruction_entries(setting, samples)
   entries += scores.loss_entries(setting, samples, _likelihood(config, samples))
   entries += scores.mode_entries(setting, reads, judged)
-  return entries + scores.distance_entries(setting, samples, floor, say)
+  entries += spread.uniform_entries(setting, reads, judged)
+  return entries + distances.distance_entries(setting, samples, floor, say)
 
 
 def evaluate(

@@ -15,8 +15,8 @@ from jaxtyping import Bool
 
 from mmgen_jax.data.examples import Examples
 from mmgen_jax.generate import Samples, Subset
-from mmgen_jax.metrics import bootstrap, coherence, frechet, modes
-from mmgen_jax.metrics.judges import Judge, Judges, as_judge, describe
+from mmgen_jax.metrics import bootstrap, coherence, modes
+from mmgen_jax.metrics.judges import Judge, Judges, describe
 
 Entry = dict[str, Any]
 Reads = dict[tuple[Subset, str], dict[str, np.ndarray]]
@@ -220,56 +220,3 @@ def loss_entries(s: Setting, samples: Samples, of: str = "") -> list[Entry]:
     _mean(s, f"loss/{name}", np.asarray(x, np.float64), **shared)
     for name, x in sorted(samples.losses.items())
   ]
-
-
-def distance_entries(
-  s: Setting, samples: Samples, others: Mapping[str, np.ndarray], say
-) -> list[Entry]:
-  """Frechet distance and KID of what was made against the held-out real examples.
-
-  Args:
-    s: the setting; its examples are the reference.
-    samples: what was made.
-    others: {modality: real stored values of the training split}, for the floor.
-    say: told how it goes.
-  """
-  entries = []
-  by = {name: as_judge(e) for name, e in s.judges.extractors.items()}
-  extracted = described(s, by)
-  for target, extractor in s.judges.extractors.items():
-    if target not in samples.values:
-      continue
-    real = extractor(s.real(target)[s.has([target])])[0]
-    reference = {
-      "data": s.examples.name,
-      "split": s.examples.split,
-      "samples": len(real),
-    }
-    shared = {"target": target, "extractor": extracted[target], "reference": reference}
-
-    def measure(features, prefix, given, real=real, shared=shared):
-      if min(len(features), len(real)) < 2:
-        return []
-      value = frechet.frechet_distance(frechet.moments(features), frechet.moments(real))
-      k = frechet.kid(features, real)
-      interval = [k.value - 1.96 * k.standard_error, k.value + 1.96 * k.standard_error]
-      more = {"given": given, "samples": len(features), **shared}
-      return [
-        {"metric": f"{prefix}frechet", "value": value, "interval": None, **more},
-        {
-          "metric": f"{prefix}kid",
-          "value": k.value,
-          "interval": interval if math.isfinite(k.standard_error) else None,
-          "interval_kind": f"1.96 standard errors over {k.blocks} blocks",
-          **more,
-        },
-      ]
-
-    if target in others:
-      entries += measure(extractor(others[target])[0], "floor/", None)
-    for given in directions(samples.subsets, target):
-      rows = s.has(given)
-      values = samples.values[target][samples.subsets.index(given)][rows]
-      entries += measure(extractor(values)[0], "", list(given))
-    say(f"distances of {target}: {len(real)} real examples, {extractor.name}")
-  return entries

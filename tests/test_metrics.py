@@ -1,5 +1,6 @@
 """Metrics against second derivations: scipy, closed forms, loops, hand-made sets."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
@@ -67,6 +68,23 @@ def test_moments_stream():
   np.testing.assert_allclose(
     frechet.covariance(streamed), expected, rtol=1e-8, atol=1e-8
   )
+
+
+def test_moments_of_blocks_and_of_processes():
+  x = np.random.default_rng(0).normal(1e4, 1.0, size=(200, 5))
+  whole = frechet.moments(x)
+  got = frechet.running(iter(np.split(x, [3, 90])))
+  assert got.count == 200
+  np.testing.assert_allclose(got.scatter, whole.scatter, rtol=1e-9)
+  with pytest.raises(ValueError, match="no features"):
+    frechet.running(iter([]))
+  # What another process gets went through a JAX array and lost no bit.
+  words = np.asarray(jnp.asarray(frechet._words(whole)))
+  back = frechet._from_words(words)
+  assert back.count == 200
+  for name in ("mean", "scatter"):
+    np.testing.assert_array_equal(getattr(back, name), getattr(whole, name))
+  assert frechet.over_processes(whole) is whole  # there is one
 
 
 def test_features_are_checked():

@@ -15,6 +15,7 @@ DATASETS = {  # name -> the module that has its `spec` and `load`
   "factors": "mmgen_jax.data.factors",
   "images": "mmgen_jax.data.images",
   "polydigits": "mmgen_jax.data.polydigits",
+  "stacked_mnist": "mmgen_jax.data.stacked_mnist",
 }
 SPLITS = ("train", "validation", "test")  # every set has these; some have more
 

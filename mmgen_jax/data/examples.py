@@ -33,7 +33,8 @@ class Column:
 
   Attributes:
     values: stored form, [k, *modality.shape], uint8 or int32; often memory-mapped.
-    rows: int32 [n], example i holds `values[rows[i]]`; None: it holds `values[i]`.
+    rows: int32 [n], example i holds `values[rows[i]]`; None: it holds `values[i]`. Or
+      int32 [n, c]: it holds c grey images `values[rows[i]]` as its channels.
     present: bool [n], which examples have this modality; None: all.
   """
 
@@ -44,9 +45,27 @@ class Column:
   def __len__(self) -> int:
     return len(self.values if self.rows is None else self.rows)
 
+  @property
+  def stacked(self) -> bool:
+    """Whether the channels of an example are images of their own."""
+    return self.rows is not None and self.rows.ndim == 2
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of one example."""
+    shape = tuple(self.values.shape[1:])
+    if self.rows is None or not self.stacked:
+      return shape
+    if len(shape) != 3 or shape[-1] != 1:
+      raise ValueError(f"only images of one channel make channels, got {shape}")
+    return (*shape[:-1], self.rows.shape[1])
+
   def take(self, indices: np.ndarray) -> np.ndarray:
     """Stored values [b, *shape] of the examples at `indices`."""
-    return np.asarray(self.values[indices if self.rows is None else self.rows[indices]])
+    if self.rows is None:
+      return np.asarray(self.values[indices])
+    rows = self.rows[indices]
+    return as_channels(np.asarray(self.values[rows]), rows)
 
   def __getstate__(self):
     # A memory map goes to a loader's worker as a path: pickling it would copy the file.
@@ -63,6 +82,16 @@ class Column:
     if isinstance(values, _MappedFile):
       state = {**state, "values": values.open()}
     self.__dict__.update(state)
+
+
+def as_channels(values, rows):
+  """`values[rows]` as examples: those of several rows are joined along channels.
+
+  Args:
+    values: [b, *shape], or grey images [b, c, h, w, 1] if `rows` is [b, c].
+    rows: as in `Column`, of the same batch; NumPy or traced, as `values` are.
+  """
+  return values if rows.ndim == 1 else values[..., 0].transpose(0, 2, 3, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +161,9 @@ class Examples:
     for name, column in self.columns.items():
       if column.present is not None:
         sizes[f"{name}.present"] = len(column.present)
-      if tuple(column.values.shape[1:]) != self.modalities[name].shape:
+      if column.shape != self.modalities[name].shape:
         raise ValueError(
-          f"{self.name}: {name} is stored as {tuple(column.values.shape[1:])} per"
+          f"{self.name}: {name} is stored as {column.shape} per"
           f" example, declared was {self.modalities[name].shape}"
         )
     if len(set(sizes.values())) != 1:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmgen_jax.data import modality as modality_lib
-from mmgen_jax.data.examples import Examples
+from mmgen_jax.data.examples import Examples, as_channels
 from mmgen_jax.data.order import Seed, batch_indices, missing_mask
 
 Rate = float | Mapping[str, float | np.ndarray]
@@ -129,7 +129,8 @@ def resident_feed(
       rows = (
         _gather(column["rows"], index).astype(jnp.int32) if "rows" in column else index
       )
-      batch[name] = modality_lib.to_model(modality, _gather(column["values"], rows))
+      stored = as_channels(_gather(column["values"], rows), rows)
+      batch[name] = modality_lib.to_model(modality, stored)
     batch["mask"] = {name: _gather(mask, index) for name, mask in data["mask"].items()}
     batch["labels"] = {
       name: _gather(label, index).astype(jnp.int32)

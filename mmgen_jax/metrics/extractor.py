@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.special
 from flax import traverse_util
 from jaxtyping import Array, ArrayLike, Float, Int, UInt8
 
@@ -93,6 +94,26 @@ class Extractor:
       read.append({k: v[: len(part)] for k, v in labels.items()})
     together = {k: np.concatenate([r[k] for r in read]) for k, _ in self.labels}
     return np.concatenate(features), together
+
+  def probabilities(
+    self, features: Float[np.ndarray, "n d"]
+  ) -> Float[np.ndarray, "n k"]:
+    """The distribution over all combinations of labels, each label by itself."""
+    heads = [self.params[name] for name, _ in self.labels]
+    return joint([softmax(features @ h["kernel"] + h["bias"]) for h in heads])
+
+
+def softmax(logits: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+  """exp(logits), scaled to sum to 1, in float64."""
+  return scipy.special.softmax(np.asarray(logits, np.float64), axis=-1)
+
+
+def joint(parts: Sequence[Float[np.ndarray, "n k"]]) -> Float[np.ndarray, "n k"]:
+  """The distribution over combinations of independent labels, the last one fastest."""
+  out = np.ones((len(parts[0]), 1))
+  for part in parts:
+    out = (out[:, :, None] * part[:, None]).reshape(len(out), -1)
+  return out
 
 
 class Classifier(nn.Module):

@@ -5,6 +5,9 @@ nothing without the name of the network that made the features. NumPy on the hos
 float32 covariances are wrong in the digits people report (pytorch/torcheval#192).
 """
 
+import functools
+import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -51,11 +54,13 @@ def moments(features: Float[np.ndarray, "b d"]) -> Moments:
   return Moments(len(x), mean, (x - mean).T @ (x - mean))
 
 
-def merge(a: Moments, b: Moments) -> Moments:
-  """The moments of two sets together, as if seen at once.
+def merge(a: Moments | None, b: Moments) -> Moments:
+  """The moments of two sets together, as if seen at once; None is the empty set.
 
   Chan, Golub and LeVeque (1983), "Algorithms for computing the sample variance".
   """
+  if a is None:
+    return b
   count = a.count + b.count
   if count == 0:
     return a
@@ -63,6 +68,43 @@ def merge(a: Moments, b: Moments) -> Moments:
   mean = a.mean + delta * (b.count / count)
   between = np.outer(delta, delta) * (a.count * b.count / count)
   return Moments(count, mean, a.scatter + b.scatter + between)
+
+
+def running(blocks: Iterable[Float[np.ndarray, "b d"]]) -> Moments:
+  """The moments of a set that comes in blocks, none of which is kept.
+
+  Raises:
+    ValueError: if there are none.
+  """
+  total = functools.reduce(merge, map(moments, blocks), None)
+  if total is None:
+    raise ValueError("moments of no features")
+  return total
+
+
+def over_processes(m: Moments) -> Moments:
+  """The moments of what all processes have seen; the same on each.
+
+  float64 is sent as its bytes: JAX would round it to float32.
+  """
+  import jax
+  from jax.experimental import multihost_utils
+
+  if jax.process_count() == 1:
+    return m
+  rows = multihost_utils.process_allgather(_words(m))
+  return functools.reduce(merge, [_from_words(row) for row in np.asarray(rows)])
+
+
+def _words(m: Moments) -> np.ndarray:
+  numbers = [np.array([m.count], np.float64), m.mean, m.scatter.ravel()]
+  return np.concatenate(numbers).view(np.uint32)
+
+
+def _from_words(words: np.ndarray) -> Moments:
+  numbers = np.ascontiguousarray(words).view(np.float64)
+  d = (math.isqrt(4 * len(numbers) - 3) - 1) // 2  # len = 1 + d + d^2
+  return Moments(int(numbers[0]), numbers[1 : d + 1], numbers[d + 1 :].reshape(d, d))
 
 
 def covariance(m: Moments) -> Float[np.ndarray, "d d"]:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int
@@ -19,8 +19,8 @@ from mmgen_jax.data import modality as modality_lib
 from mmgen_jax.data import sprites_checker, sprites_render, sprites_sound
 from mmgen_jax.data.augment import Augmentation
 from mmgen_jax.data.examples import Examples
-from mmgen_jax.metrics import coherence
-from mmgen_jax.metrics.extractor import Extractor, Recipe, load_or_train
+from mmgen_jax.metrics import channels, coherence
+from mmgen_jax.metrics.extractor import Recipe, load_or_train
 
 _IMAGE = Recipe()
 _SOUND = Recipe(
@@ -42,6 +42,9 @@ RECIPES = {  # (data set, kind), where the default would be too little or too mu
   ("sprites", "audio"): dataclasses.replace(_QUICK, steps=120),
   ("digits", "image"): dataclasses.replace(_IMAGE, steps=1500),
   ("polydigits", "image"): dataclasses.replace(_IMAGE, steps=800, batch_size=64),
+  ("stacked_mnist", "image"): dataclasses.replace(
+    _IMAGE, steps=3000, augment=Augmentation(shift=(1.0, 1.0), scale=(0.1, 0.1))
+  ),
   ("digits", "audio"): dataclasses.replace(_SOUND, steps=900, width=48, dropout=0.4),
 }
 
@@ -60,16 +63,34 @@ class Judge(NamedTuple):
   read: Callable[[np.ndarray], Mapping[str, Int[np.ndarray, " n"]]]
 
 
+class Reader(Protocol):
+  """What gives features of stored values, and the labels that it reads."""
+
+  @property
+  def name(self) -> str: ...
+
+  @property
+  def sha256(self) -> str: ...
+
+  def __call__(
+    self, values: np.ndarray, /
+  ) -> tuple[np.ndarray, Mapping[str, np.ndarray]]: ...
+
+  def probabilities(self, features: np.ndarray, /) -> np.ndarray:
+    """The distribution [n, k] over its classes, from features."""
+    ...
+
+
 class Judges(NamedTuple):
   """All that an evaluation measures with.
 
   Attributes:
     readers: {modality: Judge}.
-    extractors: {modality: Extractor}, whose features distances are taken in.
+    extractors: {modality: Reader}, whose features distances are taken in.
   """
 
   readers: Mapping[str, Judge]
-  extractors: Mapping[str, Extractor]
+  extractors: Mapping[str, Reader]
 
 
 def make(
@@ -102,7 +123,10 @@ def make(
     elif extract or not checked:
       recipe = RECIPES.get((train.name, modality.kind), _DEFAULT[modality.kind])
       called = f"mmgen-{train.name}-{name}-v1"
-      e = load_or_train(called, train, name, labels, recipe, directory, say=say)
+      if train.columns[name].stacked:
+        e = channels.load_or_train(called, train, name, recipe, directory, say=say)
+      else:
+        e = load_or_train(called, train, name, labels, recipe, directory, say=say)
       extractors[name] = e
       readers.setdefault(name, as_judge(e))
   return Judges(readers, extractors)
@@ -117,7 +141,7 @@ def attributes(train: Examples) -> list[str]:
   return labels
 
 
-def as_judge(e: Extractor) -> Judge:
+def as_judge(e: Reader) -> Judge:
   """A classifier as a Judge."""
   return Judge(e.name, e.sha256, lambda values: e(values)[1])
 

@@ -5,12 +5,21 @@ to the k-th nearest other member. NumPy on the host, in float64, by blocks of bo
 memory; features mean nothing without the name of the network that made them.
 """
 
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 BLOCK = 2**22  # distances held at once
+SAY_SECS = 10.0  # between two lines on how it goes
+
+Say = Callable[[str], None]
+
+
+def _silent(message: str) -> None:
+  del message
 
 
 class Manifold(NamedTuple):
@@ -29,9 +38,14 @@ class Manifold(NamedTuple):
   coverage: float
 
 
-def _blocks(n: int, other: int):
-  rows = max(1, BLOCK // max(1, other))
-  return [slice(i, i + rows) for i in range(0, n, rows)]
+def _blocks(n: int, other: int, say: Say = _silent):
+  """Slices of n rows, as many at once as may be held; tells how it goes."""
+  rows, told = max(1, BLOCK // max(1, other)), time.time()
+  for i in range(0, n, rows):
+    yield slice(i, i + rows)
+    if time.time() - told > SAY_SECS:
+      told = time.time()
+      say(f"manifold: {min(n, i + rows)} of {n} examples against {other}")
 
 
 def _square_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -41,25 +55,33 @@ def _square_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   return np.where(d > 1e-13 * norms, d, 0.0)
 
 
-def _square_radii(x: np.ndarray, k: int) -> np.ndarray:
-  """The squared distance of each row to its k-th nearest other row, [n]."""
-  radii = np.empty(len(x))
-  for block in _blocks(len(x), len(x)):
+def _square_radii(x: np.ndarray, ks: tuple[int, ...], say: Say) -> dict:
+  """{k: squared distance [n] of each row to its k-th nearest other row}."""
+  radii = {k: np.empty(len(x)) for k in ks}
+  for block in _blocks(len(x), len(x), say):
     d = _square_distances(x[block], x)
     d[np.arange(len(d)), np.arange(len(x))[block]] = 0.0  # itself comes first
-    radii[block] = np.partition(d, k, axis=1)[:, k]
+    nearest = np.partition(d, ks, axis=1)
+    for k in ks:
+      radii[k][block] = nearest[:, k]
   return radii
 
 
-def _inside(points: np.ndarray, centres: np.ndarray, square_radii: np.ndarray):
-  """(closed balls round each point [n], whether each ball holds a point [m])."""
-  count = np.empty(len(points), np.int64)
-  hit = np.zeros(len(centres), bool)
-  for block in _blocks(len(points), len(centres)):
-    within = _square_distances(points[block], centres) <= square_radii
-    count[block] = within.sum(1)
-    hit |= within.any(0)
-  return count, hit
+def _inside(points: np.ndarray, centres: np.ndarray, radii, say: Say):
+  """For each of several [squared radii [m]] of balls round the centres.
+
+  Returns:
+    (closed balls round each point [n], whether each ball holds a point [m]) for each.
+  """
+  count = [np.empty(len(points), np.int64) for _ in radii]
+  hit = [np.zeros(len(centres), bool) for _ in radii]
+  for block in _blocks(len(points), len(centres), say):
+    d = _square_distances(points[block], centres)
+    for i, r in enumerate(radii):
+      within = d <= r
+      count[i][block] = within.sum(1)
+      hit[i] |= within.any(0)
+  return list(zip(count, hit, strict=True))
 
 
 def _checked(real, fake, ks) -> tuple[np.ndarray, np.ndarray]:
@@ -83,6 +105,7 @@ def manifold(
   *,
   k: int = 3,
   k_density: int = 5,
+  say: Say = _silent,
 ) -> Manifold:
   """Improved precision and recall, density and coverage.
 
@@ -91,15 +114,16 @@ def manifold(
   Fidelity and Diversity Metrics for Generative Models", 2020, eqs. 2 and 3,
   https://arxiv.org/abs/2002.09797, with k_density. All depend on the sizes of both sets:
   report those. Of two large sets of one distribution, expect a density of 1 and a
-  coverage of 1 - 2^-k_density.
+  coverage of 1 - 2^-k_density. `say` is told how it goes.
 
   Raises:
     ValueError: if a set has not more members than k, or a value is not finite.
   """
   real, fake = _checked(real, fake, (k, k_density))
-  balls, _ = _inside(fake, real, _square_radii(real, k))
-  back, _ = _inside(real, fake, _square_radii(fake, k))
-  count, hit = _inside(fake, real, _square_radii(real, k_density))
+  of_real = _square_radii(real, tuple({k, k_density}), say)
+  of_fake = _square_radii(fake, (k,), say)
+  (balls, _), (count, hit) = _inside(fake, real, [of_real[k], of_real[k_density]], say)
+  ((back, _),) = _inside(real, fake, [of_fake[k]], say)
   return Manifold(
     float((balls > 0).mean()),
     float((back > 0).mean()),

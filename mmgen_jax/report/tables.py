@@ -147,9 +147,9 @@ def _distances(found: Sequence[Record]) -> str:
         f"{r['extractor']['name']}<small>{r['extractor']['sha256'][:12]}</small>"
       )
       rows.append([esc(name), _cell(r), _cell(kid), against, extractor])
-  title = "Distances <small>to held-out real examples, in features of a classifier that"
-  title += " the project trains: lower is better, down to the floor, what real training"
-  title += " examples get; not to be compared with Inception FID</small>"
+  title = "Distances <small>to held-out real examples, in the features named:"
+  title += " lower is better, down to the floor, what real training examples get;"
+  title += " comparable in the same features only</small>"
   head = ["", "Frechet distance", "KID", "n", "features"]
   return page.table(head, rows, title) if rows else ""
 
@@ -189,6 +189,8 @@ def _judges(found: Sequence[Record]) -> str:
       by = r.get(key) or []
       for j in by if isinstance(by, list) else [by]:
         split = r["data"]["split"]
+        if "accuracy" not in j:  # it was trained for other classes
+          continue
         accuracy = f"{100 * j['accuracy']:.2f} %"
         count = f"{j['accuracy_count']:,} of {esc(split)}"
         row = [esc(j["name"]), accuracy, count, f"<code>{j['sha256'][:16]}</code>"]
