@@ -97,8 +97,10 @@ _NAMES = {
   "models.condition": ["ConditionEncoder", "Given"],
   "models.conv": ["ConvDecoder", "ConvEncoder"],
   "models.gan": ["Discriminator", "Generator"],
+  "models.hvae": ["HierarchicalVAE"],
   "models.latents": ["CouplingFlow", "fit_flow", "fit_mixture"],
   "models.multimodal": ["MultimodalVAE"],
+  "models.pixelcnn": ["PixelCNN"],
   "models.r3gan": ["R3Discriminator", "R3Generator", "grouped_conv"],
   "models.recognition": ["Recognizer"],
   "models.text": ["TextDecoder", "TextEncoder"],
@@ -114,6 +116,7 @@ _NAMES = {
     "stratified_elbo",
     "stratified_iwae",
   ],
+  "models.vq": ["MapAutoencoder"],
   "objectives": [
     "calibrated_log_prob",
     "capacity",
@@ -136,6 +139,7 @@ _NAMES = {
     "linear_probe",
     "nearest_neighbours",
   ],
+  "quantise": ["Fsq", "nearest", "perplexity", "revive", "straight_through"],
   "state": ["State"],
   "steps": ["STEPS"],
   "total_correlation": [

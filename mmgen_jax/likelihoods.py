@@ -99,6 +99,20 @@ def categorical(*, classes: int) -> Likelihood:
   return Likelihood(classes, log_prob, lambda params: jnp.argmax(params, axis=-1))
 
 
+def _logistic_bin(x: Array, mean: Array, log_s: Array, levels: int) -> Array:
+  """Log of what a logistic puts in the bin of `levels` on [-1, 1] that x is in."""
+  half, inv_s = 1.0 / (levels - 1), jnp.exp(-jnp.maximum(log_s, -7.0))
+  upper, lower = inv_s * (x - mean + half), inv_s * (x - mean - half)
+  # log(F(u) - F(l)), without cancellation: F(u) F(-l) (1 - exp(l - u)).
+  inside = (
+    jax.nn.log_sigmoid(upper)
+    + jax.nn.log_sigmoid(-lower)
+    + jnp.log(-jnp.expm1(lower - upper))
+  )
+  logp = jnp.where(x <= -1.0 + half, jax.nn.log_sigmoid(upper), inside)
+  return jnp.where(x >= 1.0 - half, jax.nn.log_sigmoid(-lower), logp)
+
+
 def discretised_logistic(*, levels: int = 256) -> Likelihood:
   """A logistic integrated over each of `levels` bins of [-1, 1].
 
@@ -107,23 +121,63 @@ def discretised_logistic(*, levels: int = 256) -> Likelihood:
   F((x - d/2 - m) / s), with d the bin's width and the outermost bins taking the tails.
   Outputs are m and log s (clipped below at -7).
   """
-  half = 1.0 / (levels - 1)
 
   def log_prob(params, x):
     params = params.astype(jnp.float32)
-    mean, inv_s = params[..., 0], jnp.exp(-jnp.maximum(params[..., 1], -7.0))
-    upper, lower = inv_s * (x - mean + half), inv_s * (x - mean - half)
-    # log(F(u) - F(l)), without cancellation: F(u) F(-l) (1 - exp(l - u)).
-    inside = (
-      jax.nn.log_sigmoid(upper)
-      + jax.nn.log_sigmoid(-lower)
-      + jnp.log(-jnp.expm1(lower - upper))
-    )
-    logp = jnp.where(x <= -1.0 + half, jax.nn.log_sigmoid(upper), inside)
-    logp = jnp.where(x >= 1.0 - half, jax.nn.log_sigmoid(-lower), logp)
-    return _per_example(logp)
+    return _per_example(_logistic_bin(x, params[..., 0], params[..., 1], levels))
 
   return Likelihood(2, log_prob, lambda params: jnp.clip(params[..., 0], -1.0, 1.0))
+
+
+def logistic_mixture(*, components: int = 10, levels: int = 256) -> Likelihood:
+  """A mixture of `components` discretised logistics; channels of a pixel share one.
+
+  Salimans et al., "PixelCNN++", 2017, section 2.1-2.2, https://arxiv.org/abs/1701.05517:
+  within a component, the mean of a channel moves with the channels before it in the
+  pixel, m_g + a x_r, m_b + b x_r + c x_g. Outputs of a value: logits (summed over the
+  channels), means, log scales (clipped below at -7), coefficients (through tanh). What
+  is not an image [b h w c] counts as one channel.
+
+  Raises:
+    ValueError: by `log_prob` and `mode`, for more than 3 channels.
+  """
+
+  def split(params):
+    params = params.astype(jnp.float32)
+    params = params if params.ndim == 5 else params[..., None, :]
+    logits, means, log_s, coefficients = jnp.split(params, 4, -1)
+    if params.shape[-2] > 3:
+      raise ValueError(f"at most 3 channels, got {params.shape[-2]}")
+    return logits.sum(-2), means, log_s, jnp.tanh(coefficients)
+
+  def shift(means, coefficients, before):
+    """The mean of the next channel [... k], after the channels `before` [... 1]."""
+    i = len(before)
+    at = ((), (0,), (1, 2))[i]
+    terms = (coefficients[..., j, :] * v for j, v in zip(at, before, strict=True))
+    return means[..., i, :] + sum(terms, jnp.zeros(()))
+
+  def log_prob(params, x):
+    logits, means, log_s, coefficients = split(params)
+    x = x if x.ndim == 4 else x[..., None]
+    channels = [x[..., i, None] for i in range(x.shape[-1])]
+    logp = jax.nn.log_softmax(logits)
+    for i, value in enumerate(channels):
+      mean = shift(means, coefficients, channels[:i])
+      logp += _logistic_bin(value, mean, log_s[..., i, :], levels)
+    return _per_example(jax.nn.logsumexp(logp, -1))
+
+  def mode(params):
+    """The means of the likeliest component."""
+    logits, means, _, coefficients = split(params)
+    best = jnp.argmax(logits, -1)[..., None]
+    made: list[Array] = []
+    for _ in range(means.shape[-2]):
+      each = shift(means, coefficients, made)
+      made.append(jnp.clip(jnp.take_along_axis(each, best, -1), -1.0, 1.0))
+    return jnp.concatenate(made, -1).reshape(params.shape[:-1])
+
+  return Likelihood(4 * components, log_prob, mode)
 
 
 LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
@@ -132,6 +186,7 @@ LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
   "bernoulli": bernoulli,
   "categorical": categorical,
   "discretised_logistic": discretised_logistic,
+  "logistic_mixture": logistic_mixture,
 }
 
 

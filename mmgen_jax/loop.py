@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mmgen_jax import checkpoint, health, provenance, signals, steps
+from mmgen_jax import checkpoint, health, initial, provenance, signals, steps
 from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
 from mmgen_jax import log as log_lib
@@ -129,6 +129,9 @@ def train(
   def init():
     return family.init(init_key, config, examples.modalities)
 
+  def start():
+    return initial.fill(init(), config, workdir)
+
   like = jax.eval_shape(init)
   found = checkpoint.restore_latest(directory, like)
   step = found[1] if found else 0
@@ -166,7 +169,7 @@ def train(
     this = _Run(config, dispatch, log, saver, requested, on_samples, watch)
     attempt = 0
     while True:
-      (state, step), found = found or (init(), 0), None
+      (state, step), found = found or (start(), 0), None
       attempt = max(attempt, int(state.extra["attempt"]))
       extra = {**state.extra, "attempt": np.int32(attempt)}
       state = put_replicated(state.replace(extra=extra), mesh)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from mmgen_jax.state import State
 
@@ -87,6 +87,22 @@ def apply_updates(
     metrics |= {f"norm/{name}_{k}": jnp.linalg.norm(v) for k, v in norms.items()}
   new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
   return new, metrics
+
+
+def skip_above(
+  limit: float, old: State, new: State, norm: Float[Array, ""]
+) -> tuple[State, Float[Array, ""]]:
+  """`new`, but `old` one step on where a gradient's `norm` is above `limit`; and if so.
+
+  A limit of 0 is none. A norm that is not finite is left to the guard on losses.
+  """
+  if not limit:
+    return new, jnp.zeros(())
+  skip = norm > limit
+  kept = old.replace(step=new.step)
+  # One conditional, not a select per leaf, is quicker to compile.
+  new = jax.lax.cond(skip, lambda old, new: old, lambda old, new: new, kept, new)
+  return new, skip.astype(jnp.float32)
 
 
 def init_optimizers(txs: dict, params: dict) -> dict:

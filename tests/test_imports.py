@@ -18,6 +18,7 @@ ORDER = [
     "likelihoods",
     "losses",
     "objectives",
+    "quantise",
     "schedules",
     "total_correlation",
   },
@@ -35,7 +36,7 @@ ORDER = [
     "signals",
     "provenance",
   },
-  {"fuse"},
+  {"fuse", "initial"},
   {"loop", "describe", "process", "extend"},
   {"metrics", "attribution"},
   {"generate", "interpret", "latent_scores", "pictures", "records", "representation"}

@@ -66,6 +66,32 @@ def test_discretised_logistic_sums_to_one_and_is_a_difference_of_cdfs(mean, log_
   np.testing.assert_allclose(np.exp(logp)[big], want[big], rtol=2e-3)
 
 
+def test_logistic_mixture_sums_to_one_over_256_values():
+  params = np.tile(RNG.normal(size=40).astype(np.float32) * 2, (256, 1, 1))
+  x = np.linspace(-1, 1, 256, dtype=np.float32)[:, None]
+  logp = np.asarray(L.logistic_mixture().log_prob(params, x), np.float64)
+  assert np.exp(logp).sum() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_one_component_of_one_channel_is_the_discretised_logistic():
+  params = RNG.normal(size=(5, 3, 2, 4)).astype(np.float32)
+  got = L.logistic_mixture(components=1).log_prob(params, X)
+  want = L.discretised_logistic().log_prob(params[..., 1:3], X)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_channels_of_a_logistic_mixture_sum_to_one_together_but_are_not_independent():
+  params = np.tile(RNG.normal(size=(3, 8)).astype(np.float32), (6**3, 1, 1, 1, 1))
+  values = np.stack(np.meshgrid(*[np.linspace(-1, 1, 6)] * 3, indexing="ij"), -1)
+  x = values.reshape(-1, 1, 1, 3).astype(np.float32)
+  mixture = L.logistic_mixture(components=2, levels=6)
+  p = np.exp(np.asarray(mixture.log_prob(params, x), np.float64)).reshape(6, 6, 6)
+  assert p.sum() == pytest.approx(1.0, abs=1e-4)
+  given_red = p.sum(2) / p.sum((1, 2))[:, None]
+  assert np.abs(given_red - given_red[0]).max() > 0.01
+  assert mixture.mode(params).shape == x.shape
+
+
 @pytest.mark.parametrize("name", sorted(set(L.LIKELIHOODS) - {"categorical"}))
 def test_gradients_are_finite_far_from_the_data(name):
   lik = L.make_likelihood(name)

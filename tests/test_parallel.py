@@ -11,7 +11,7 @@ from tiny_models import tiny
 from mmgen_jax import parallel
 from mmgen_jax.steps import STEPS
 
-FAMILIES = ["gan", "vae", "fusion", "recognition"]
+FAMILIES = ["gan", "vae", "hvae", "vq", "autoregressive", "fusion", "recognition"]
 
 
 @functools.cache  # a compilation costs ten times the test that it serves

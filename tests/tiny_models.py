@@ -31,6 +31,18 @@ def tiny(family, **changes):
     labels={"digit": 3},
     fusion="gated",
     size=4,
+    stages=((1, 1, 2, 8, 4), (2, 1, 2, 8, 4)),
+    patch=4,
+    mean=0.5,
+    levels=(),
+    codes=5,
+    code_size=2,
+    source="pixels",
+    grey_levels=3,
+    width=6,
+    layers=2,
+    reach=2,
+    embedded=4,
   )
   config.loss.update(
     posterior="poe",
@@ -51,10 +63,19 @@ def tiny(family, **changes):
     balance=0.0,
     contrastive="siglip",
     same=("digit",),
+    free_nats=0.0,
+    warmup_steps=0,
+    skip_norm=0.0,
+    commitment=0.25,
+    codebook_decay=0.9,
+    dead_below=0.1,
   )
   if family == "extension":
     config.extend = {"modality": "sound", "workdir": ""}
     config.model.private = {"image": 0, "audio": 0}
+  if family == "vq":
+    # Several channels to a group: one alone may be the same everywhere.
+    config.model.widths.image = 12
   config.optim = common.optim(1e-3, name="sgd")
   config.disc_optim = common.optim(1e-3, name="sgd")
   if family == "multimodal":

@@ -5,17 +5,23 @@
 
 from mmgen_jax.steps import (
   alignment,
+  autoregressive,
   extension,
   fusion,
   gan,
+  hvae,
   multimodal,
   recognition,
   vae,
+  vq,
 )
 
 STEPS = {
   "gan": gan,
   "vae": vae,
+  "hvae": hvae,
+  "vq": vq,
+  "autoregressive": autoregressive,
   "fusion": fusion,
   "multimodal": multimodal,
   "recognition": recognition,

@@ -1,5 +1,6 @@
 """What every step does with a batch before its networks see it."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -22,6 +23,14 @@ def only(modalities: Mapping[str, Modality], name: str) -> dict[str, Modality]:
       f"model.modality is {name!r}; the data set has {sorted(modalities)}"
     )
   return {name: modalities[name]}
+
+
+def with_likelihood(config, modalities: Mapping[str, Modality]) -> dict[str, Modality]:
+  """Modalities whose likelihood is `config.model.likelihood`, where that is there."""
+  change = lambda m: dataclasses.replace(
+    m, likelihood=config.model.get("likelihood", m.likelihood)
+  )
+  return {name: change(m) for name, m in modalities.items()}
 
 
 def example_shapes(modalities: Mapping[str, Modality]) -> dict:

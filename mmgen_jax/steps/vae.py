@@ -1,6 +1,5 @@
 """The VAE step: one modality, and one of the bounds of `mmgen_jax.objectives`."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
 from mmgen_jax.state import State, new_state
 from mmgen_jax.steps import bounds
-from mmgen_jax.steps.inputs import example_shapes, only
+from mmgen_jax.steps.inputs import example_shapes, only, with_likelihood
 
 Modalities = Mapping[str, Modality]
 
@@ -35,9 +34,8 @@ def build(config, modalities: Modalities) -> MultimodalVAE | MLPVAE:
     ValueError: if the data set has no such modality, or there is no such network.
   """
   m, dtype = config.model, jnp.bfloat16 if config.bfloat16 else jnp.float32
-  one = only(modalities, m.modality)[m.modality]
-  one = dataclasses.replace(one, likelihood=m.get("likelihood", one.likelihood))
-  net, named = m.get("net", "conv"), {m.modality: one}
+  named = with_likelihood(config, only(modalities, m.modality))
+  net, one = m.get("net", "conv"), named[m.modality]
   if net == "mlp" and one.kind != "text":
     return MLPVAE(named, m.latent, m.hidden, m.mean, m.scales[one.kind], dtype)
   if net != "conv":
@@ -179,6 +177,22 @@ def make_eval_step(config, modalities: Modalities) -> Callable:
     return {"logp": keep(log_px), "kl": keep(kl), "elbo": keep(log_px - kl)}
 
   return eval_step
+
+
+def make_log_weights(config, modalities: Modalities) -> Callable:
+  """`prepare(params, batch, keys) -> weigh`; `weigh(keys, samples)` -> log w [k b].
+
+  log w = log p(x, z) - log q(z | x), for `metrics.likelihood.importance_bounds`. Values
+  are binarised, where the config says so, once, by the first keys.
+  """
+  model = bounds.make_model(build(config, modalities), config)
+
+  def prepare(params, batch, keys):
+    q = model.posterior(params, batch, keys)
+    draw = lambda keys, samples: bounds.draw(keys, q, samples)
+    return lambda *args: bounds.log_weights(model, params, q, draw(*args))
+
+  return prepare
 
 
 def subsets(config, modalities: Modalities) -> list[tuple[str, ...]]:

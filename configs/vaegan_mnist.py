@@ -1,0 +1,44 @@
+"""A VAE-GAN of MNIST at 32 px, and its VAE: the fusion step with one modality.
+
+Larsen et al., "Autoencoding beyond pixels using a learned similarity metric", 2016,
+https://arxiv.org/abs/1512.09300: the decoder is a generator under a discriminator. Here
+the reconstruction error stays in pixels, and the prior is a learned mixture.
+
+  export MMGEN_DATA_DIR=...   # holds MNIST, prepared by TFDS (see the README)
+  python launch.py --config=configs/vaegan_mnist.py --workdir=runs/vaegan
+  python launch.py --config=configs/vaegan_mnist.py:vae --workdir=runs/vaegan_vae
+
+Variants: `:vae`, the same encoder, decoder and prior with no discriminator; it makes
+more updates, for about the same time.
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+  config = common.defaults("fusion")
+  config.batch_size = 32
+  config.ema_decay = 0.998
+  config.data.name = "images"
+  config.data.options = {"tfds": "mnist", "size": 32}
+  config.model = common.fusion_model()
+  config.model.latent = 24
+  config.model.scales = {"image": 0.3, "audio": 0.3}
+  config.loss = common.fusion_loss()
+  config.loss.update(adversarial_weight=20.0, r1_gamma=1.0, cross=0.0)
+  config.optim = common.optim(3e-3, b2=0.99, warmup_steps=50)
+  config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
+  train_for(config, 5000)
+  return common.variant(config, arg, vae=vae, smoke=common.smoke)
+
+
+def train_for(config, steps):
+  config.train_steps = steps
+  config.updates_per_dispatch = config.log_steps = 20
+  config.save_steps = config.sample_steps = steps // 5
+  config.optim.decay, config.optim.decay_steps = "cosine", steps
+
+
+def vae(config):
+  config.loss.adversarial = ()
+  train_for(config, 10_000)

@@ -1,0 +1,57 @@
+"""The fusion step of one image is a VAE, and with its discriminator a VAE-GAN."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from mmgen_jax import config as config_lib
+from mmgen_jax.data import modality
+from mmgen_jax.steps import fusion
+
+PATH = Path(__file__).parents[1] / "configs/vaegan_mnist.py"
+MODALITIES = {"image": modality.image(8, 8, 1)}
+
+
+def small(variant):
+  config: Any = config_lib.load(f"{PATH}:{variant}")
+  config.model.update(latent=4, features=8, prior_components=3)
+  for widths in (config.model.widths, config.model.disc_widths):
+    widths.image = 8
+  config.optim = config.disc_optim = common.optim(1e-2, name="sgd")
+  x = jax.random.uniform(jax.random.key(1), (8, 8, 8, 1), minval=-1.0)
+  mask = {"image": jnp.ones(8, bool)}
+  return config, {"image": x, "mask": mask, "labels": {}, "index": jnp.arange(8)}
+
+
+def update(variant):
+  config, batch = small(variant)
+  state = fusion.init(jax.random.key(0), config, MODALITIES)
+  step = jax.jit(fusion.make_train_step(config, MODALITIES))
+  return state, *step(state, batch, jax.random.key(2))
+
+
+def test_without_a_discriminator_it_descends_the_negative_elbo():
+  state, after, metrics = update("vae")
+  assert not state.params["discriminator"] and not after.params["discriminator"]
+  np.testing.assert_allclose(metrics["fusion/loss"], -metrics["fusion/elbo"], rtol=1e-5)
+  assert metrics["fusion/alignment"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_with_a_discriminator_both_move_and_the_decoder_feels_it():
+  (_, vae, _), (state, gan, metrics) = update("vae"), update("")
+  assert metrics["fusion/d_image"] > 0 and metrics["fusion/fool"] > 0
+  same = lambda a, b: np.allclose(a, b, rtol=1e-4, atol=1e-6)
+  for name in ("vae", "discriminator"):
+    pairs = jax.tree.map(same, state.params[name], gan.params[name])
+    assert not all(jax.tree.leaves(pairs)), name
+  decoder = [s.params["vae"]["decoders_image"] for s in (vae, gan)]
+  assert not all(jax.tree.leaves(jax.tree.map(same, *decoder)))
+  # The same weights: one run can go on as the other.
+  shapes = lambda s: jax.tree.map(jnp.shape, s.params["vae"])
+  assert shapes(vae) == shapes(gan)
+  assert fusion.subsets(small("")[0], MODALITIES) == [(), ("image",)]
