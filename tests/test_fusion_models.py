@@ -169,7 +169,7 @@ MODELS |= {
     6,
     0.9,
   ),
-  "aligner": (Aligner(MODALITIES, 4, WIDTHS, 8, "clip"), [BATCH], 6, 0.9),
+  "aligner": (Aligner(MODALITIES, 4, WIDTHS, 8, "siglip"), [BATCH], 6, 0.9),
   "hierarchy": (
     HIERARCHY,
     [{"image": IMAGE}, *inputs_of((2, HIERARCHY.size))],
