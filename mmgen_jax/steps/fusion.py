@@ -253,7 +253,8 @@ def make_latents(config, modalities: Modalities) -> Latents:
   decode, log_px = latents_lib.decoding(vae)
 
   def of(params, experts, mask):
-    return prior_lib.posterior(params["prior"], *experts, mask)
+    means, logvars = experts
+    return prior_lib.posterior(params["prior"], means, logvars, mask)
 
   def sample(params, experts, mask, keys):
     return prior_lib.sample_mixture(keys, of(params, experts, mask))
