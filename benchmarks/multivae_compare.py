@@ -189,12 +189,12 @@ def ours(config, train, args):
 
 def coherence(setting, values, subsets):
   """{inputs: mean strict coherence}, "joint" among them, of made values [s n ...]."""
-  from mmgen_jax import scores
+  from mmgen_jax import multimodal_scores, scores
   from mmgen_jax.generate import Samples
 
   reads = scores.read_all(setting, Samples(subsets, values, {}, {}))
   judged = scores.described(setting, setting.judges.readers)
-  entries = scores.count_entries(setting, reads, judged)
+  entries = multimodal_scores.count_entries(setting, reads, judged)
   entries += scores.coherence_entries(setting, reads, judged)
   out = {
     e["metric"].rsplit("_", 1)[1]: round(e["value"], 4)
@@ -242,8 +242,9 @@ def main():
       config.optim.update(
         learning_rate=RATE, b2=0.999, warmup_steps=0, decay="constant"
       )
-    load = lambda split, c=config: datasets.load(
-      "polydigits", split, args.data_dir, **c.data.options
+    options = config.data.options.to_dict()
+    load = lambda split, options=options: datasets.load(
+      "polydigits", split, args.data_dir, **options
     )
     train, test = load("train"), load("test")
     state, results[f"ours: {name}"] = ours(config, train, args)
