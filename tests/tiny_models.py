@@ -61,8 +61,6 @@ def tiny(family, **changes):
     own={"image": 0.5, "sound": 0.5, "word": 0.5},
     dropout=0.3,
     balance=0.0,
-    contrastive="siglip",
-    same=("digit",),
     free_nats=0.0,
     warmup_steps=0,
     skip_norm=0.0,
@@ -70,6 +68,8 @@ def tiny(family, **changes):
     codebook_decay=0.9,
     dead_below=0.1,
   )
+  if family == "alignment":
+    config.loss.update(contrastive="siglip", same=("digit",))
   if family == "extension":
     config.extend = {"modality": "sound", "workdir": ""}
     config.model.private = {"image": 0, "audio": 0}
