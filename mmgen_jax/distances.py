@@ -59,7 +59,7 @@ def _coverage(fake: np.ndarray, real: np.ndarray, say) -> list[Entry]:
   near = {"precision": k, "recall": k, "density": k_density, "coverage": k_density}
   return [
     {"metric": name, "value": value, "interval": None, "k": near[name]}
-    | {"of": [len(fake), len(real)]}
+    | {"of": f"{len(fake)} against {len(real)} examples, {near[name]} nearest"}
     for name, value in found._asdict().items()
   ]
 
