@@ -47,9 +47,12 @@ def standard_error(bounds, samples):
 
 
 @pytest.mark.parametrize(
-  "posterior", [posteriors.product(1.0), posteriors.mixture_of_products(1.0)]
+  ("posterior", "nats"),  # the mixture's proposal is broader: three standard errors
+  [(posteriors.product(1.0), 0.01), (posteriors.mixture_of_products(1.0), 0.03)],
 )
-def test_every_subset_is_exact_but_for_a_standard_error_below_a_hundredth(posterior):
+def test_every_subset_is_exact_but_for_a_standard_error_below_a_hundredth(
+  posterior, nats
+):
   samples = 20_000
   f = ml.make_log_likelihood(
     linear_latents(posterior, widen=0.3), SHAPES, samples=samples, chunk=500
@@ -63,13 +66,16 @@ def test_every_subset_is_exact_but_for_a_standard_error_below_a_hundredth(poster
     assert errors[subset].max() < 0.01
     off = found[subset].log_px - np.array([exact_log_p(X, b, subset) for b in range(5)])
     assert (abs(off) < 4 * errors[subset] + 1e-4).all(), (subset, off)
+    assert abs(off).max() < nats, (subset, off)
   assert f._cache_size() == 1
   disjoint = [(a, b) for a in SUBSETS for b in SUBSETS if not set(a) & set(b)]
   for a, b in disjoint:
     both = tuple(sorted(a + b))
     got = ml.conditional(found[both], found[a])
     want = [exact_log_p(X, i, both) - exact_log_p(X, i, a) for i in range(5)]
-    assert (abs(got - np.array(want)) < 4 * (errors[both] + errors[a]) + 2e-4).all()
+    off = abs(got - np.array(want))
+    assert (off < 4 * (errors[both] + errors[a]) + 2e-4).all()
+    assert off.max() < nats
   np.testing.assert_allclose(found[()].log_px, 0, atol=1e-5)  # of nothing
 
 
