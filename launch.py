@@ -174,10 +174,6 @@ def run() -> None:
   if FLAGS.mode == "train":
     from mmgen_jax import evaluate, loop
 
-    if config.family == "extension":
-      from mmgen_jax import extend
-
-      extend.prepare(config, workdir)
     on_samples = evaluate.make_on_samples(config, workdir, data_dir)
     loop.train(config, workdir, data_dir=data_dir, on_samples=on_samples)
   if FLAGS.mode in ("train", "evaluate"):

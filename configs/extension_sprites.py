@@ -5,7 +5,7 @@ and to draw what it says (`mmgen_jax.steps.extension`).
 
   python launch.py --config=configs/extension_sprites.py:pair --workdir=runs/pair
   python launch.py --config=configs/extension_sprites.py --workdir=runs/extended \
-    --config.extend.workdir=runs/pair
+    --config.initial.vae=runs/pair --config.initial.prior=runs/pair
 
 `:pair` is the quickstart without sound.
 """
@@ -18,12 +18,19 @@ def get_config(arg=None):
   config.family = "extension"
   config.train_steps = 1000
   config.optim.decay_steps = 1000
-  config.extend = {"workdir": "runs/pair", "modality": "sound"}
-  return common.variant(config, arg, pair=pair, smoke=common.smoke)
+  config.extend = {"modality": "sound"}
+  config.initial = {"vae": "", "prior": ""}
+  return common.variant(config, arg, pair=pair, smoke=smoke)
 
 
 def pair(config):
   config.family = "fusion"
   config.train_steps = config.optim.decay_steps = 2000
   config.data.options.modalities = ("image", "caption")
-  del config.extend
+  del config.extend, config.initial
+
+
+def smoke(config):
+  """Of networks that nothing was taught yet."""
+  common.smoke(config)
+  del config.initial

@@ -96,16 +96,21 @@ ADVERSARIAL = {
   "relativistic": RELATIVISTIC,
   "relativistic_average": RELATIVISTIC_AVERAGE,
 }
+RELATIVE = ("relativistic", "relativistic_average")
 
 
-def make_adversarial(name: str, *, axis: str | None = None) -> AdversarialLoss:
+def make_adversarial(
+  name: str, *, axis: str | None = None, paired: bool = True
+) -> AdversarialLoss:
   """A GAN objective by name; `axis` is that of the devices, under pmap.
 
   Raises:
-    ValueError: for an unknown name.
+    ValueError: for an unknown name, or for a relativistic loss where the generator is
+      not told the logits of real examples (`paired` is false).
   """
-  if name not in ADVERSARIAL:
-    raise ValueError(f"GAN loss must be one of {sorted(ADVERSARIAL)}, got {name!r}")
+  names = [n for n in sorted(ADVERSARIAL) if paired or n not in RELATIVE]
+  if name not in names:
+    raise ValueError(f"GAN loss must be one of {names} here, got {name!r}")
   if name == "relativistic_average":
     return AdversarialLoss(*[partial(_average, axis=axis)] * 2)
   return ADVERSARIAL[name]

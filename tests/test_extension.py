@@ -4,13 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_evaluate import DIGITS, MODALITIES, examples
+from test_evaluate import MODALITIES, examples
 from tiny_models import tiny
 
 from configs import common
-from mmgen_jax import checkpoint, extend, log, loop
-from mmgen_jax import config as config_lib
-from mmgen_jax import data as datasets
+from mmgen_jax import checkpoint, initial, log, loop
 from mmgen_jax.data import modality
 from mmgen_jax.steps import extension, fusion
 
@@ -40,23 +38,14 @@ def of(generate, params, data, given, target):
   return modality.to_stored(data.modalities[target], out)
 
 
-def test_old_parameters_stay_bit_identical_and_the_new_modality_is_understood(
-  tmp_path, monkeypatch
-):
-  whole = lambda name, **options: datasets.Spec(
-    "quadrants",
-    {k: m for k, m in MODALITIES.items() if k in options.get("modalities", MODALITIES)},
-    {"digit": DIGITS},
-  )
-  monkeypatch.setattr(datasets, "spec", whole)
+def test_old_parameters_stay_bit_identical_and_the_new_modality_is_understood(tmp_path):
   train, test = examples("train", 200), examples("test", 200)
   c = config("fusion", 100)
   c.data.options = {"modalities": OLD}
   old = loop.train(c, tmp_path / "old", examples=train.select(OLD))
   new = config("extension", 80)
-  new.extend = {"workdir": str(tmp_path / "old"), "modality": "sound"}
-  extend.prepare(new, tmp_path / "new")
-  extend.prepare(new, tmp_path / "new")  # once is enough
+  new.extend = {"modality": "sound"}
+  new.initial = dict.fromkeys(("vae", "prior"), str(tmp_path / "old"))
   after = loop.train(new, tmp_path / "new", examples=train)
   assert int(after.step) == 80
   # Far from what the frozen experts say at first (2.6 nats), close to it then (0.4).
@@ -94,12 +83,12 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
   with pytest.raises(ValueError, match=r"model\.private"):
     extension.build(c, modalities)
   c, _, _ = tiny("extension")
-  with pytest.raises(FileNotFoundError, match="holds no run"):
-    extend.frozen(tmp_path)
-  (tmp_path / "config.json").write_text(config_lib.to_json(common.defaults("gan")))
-  with pytest.raises(ValueError, match="'gan'"):
-    extend.frozen(tmp_path)
   state = extension.init(jax.random.key(0), c, modalities)
-  other = fusion.init(jax.random.key(0), c, modalities)  # has the new one already
-  with pytest.raises(ValueError, match=r"coders_sound"):
-    extend.teach(state, other)
+  c.initial = {"vae": str(tmp_path)}
+  with pytest.raises(FileNotFoundError, match="no sound checkpoint"):
+    initial.fill(state, c, tmp_path)
+  c.model.latent += 1
+  other = fusion.init(jax.random.key(0), c, modalities)
+  checkpoint.save(tmp_path / "checkpoints", other, 3)
+  with pytest.raises(ValueError, match=r"ema/vae/.* this run wants"):
+    initial.fill(state, c, tmp_path)

@@ -37,7 +37,7 @@ ORDER = [
     "provenance",
   },
   {"fuse", "initial"},
-  {"loop", "describe", "process", "extend"},
+  {"loop", "describe", "process"},
   {"metrics", "attribution"},
   {"generate", "interpret", "latent_scores", "pictures", "records", "representation"}
   | {"attribute", "measures", "multimodal_scores", "recognise", "retrieve", "scores"}

@@ -32,4 +32,7 @@ def test_gaussian_log_prob_is_scipys():
 def test_an_unknown_objective_is_refused():
   with pytest.raises(ValueError, match="'wgan'"):
     losses.make_adversarial("wgan")
+  for name in losses.RELATIVE:  # whose generator asks for the logits of real examples
+    with pytest.raises(ValueError, match=f"'non_saturating'.*got '{name}'"):
+      losses.make_adversarial(name, paired=False)
   assert jax.tree.leaves(losses.ADVERSARIAL)

@@ -71,7 +71,7 @@ def tiny(family, **changes):
   if family == "alignment":
     config.loss.update(contrastive="siglip", same=("digit",))
   if family == "extension":
-    config.extend = {"modality": "sound", "workdir": ""}
+    config.extend = {"modality": "sound"}
     config.model.private = {"image": 0, "audio": 0}
   if family == "vq":
     # Several channels to a group: one alone may be the same everywhere.

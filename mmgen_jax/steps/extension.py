@@ -1,7 +1,8 @@
 """The extension step: one more modality for a trained fusion model, the rest frozen.
 
 The new modality's encoder learns to say what the frozen ones say of the same examples,
-its decoder to draw from where they put them. `mmgen_jax.extend` fills in the frozen part.
+its decoder to draw from where they put them. The frozen part comes from the run that
+`config.initial` names (`mmgen_jax.initial`).
 """
 
 from collections.abc import Callable, Mapping
@@ -70,7 +71,7 @@ def merged(params: Mapping[str, Any]) -> dict[str, Any]:
 def init(key: Array, config, modalities: Modalities) -> State:
   """A State at step 0: "new", and "vae" and "prior", which never change, still untrained.
 
-  Their trained values are put in by `mmgen_jax.extend.prepare`.
+  Their trained values are those of `config.initial`.
   """
   vae = build(config, modalities)
   keys = jax.random.split(key)

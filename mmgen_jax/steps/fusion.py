@@ -101,7 +101,7 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   """`elbo_terms` and `discriminator_loss`, per example; see their docstrings."""
   vae, disc = build(config, modalities)
   loss, names = config.loss, sorted(modalities)
-  adversarial = make_adversarial(loss.gan)
+  adversarial = make_adversarial(loss.gan, paired=False)
   weights = {name: loss.weights.get(name, 1.0) for name in names}
   augment = make_augment(config, modalities)
   plain = [name for name in names if name not in loss.adversarial]

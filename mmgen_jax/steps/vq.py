@@ -100,7 +100,7 @@ def make_losses(
   coder, loss = build(config, modalities), config.loss
   net, likelihood, name = coder.net, coder.net.likelihood, config.model.modality
   with_gan = _adversarial(config)
-  adversarial: Any = make_adversarial(loss.gan) if with_gan else None
+  adversarial: Any = make_adversarial(loss.gan, paired=False) if with_gan else None
   disc: Any = _discriminator(config, coder) if with_gan else None
 
   def reconstruction(outputs, x, has):
