@@ -10,6 +10,8 @@ and to draw what it says (`mmgen_jax.steps.extension`).
 `:pair` is the quickstart without sound.
 """
 
+from ml_collections import ConfigDict
+
 from configs import common, quickstart
 
 
@@ -33,4 +35,4 @@ def pair(config):
 def smoke(config):
   """Of networks that nothing was taught yet."""
   common.smoke(config)
-  del config.initial
+  config.initial = ConfigDict()
