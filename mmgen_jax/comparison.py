@@ -16,8 +16,15 @@ from scipy import special
 from mmgen_jax import records
 
 LEVEL = 0.95
-_HIGHER = ("coherence/", "joint_coherence/", "readable", "modes/count", "accuracy/")
-_HIGHER += ("precision", "recall", "coverage", "inception_score")
+_HIGHER = ("coherence/", "joint_coherence/", "readable", "modes/count")
+_HIGHER += (
+  "accuracy/",
+  "accuracy_of_all/",
+  "precision",
+  "recall",
+  "coverage",
+  "inception_score",
+)
 _HIGHER_LOSSES = ("loss/elbo", "loss/logp", "loss/iwae", "loss/accuracy")
 _LOWER = ("frechet", "kid", "reconstruction/", "modes/reverse_kl", "loss/", "error")
 _LOWER += ("modes/kl_to_uniform",)

@@ -140,9 +140,17 @@ def _mean(metric: str, values, config, **more) -> Entry:
 
 
 def subset_entries(config, p: Predictions, held_out: Predictions) -> list[Entry]:
-  """Accuracy and calibration of every subset; temperatures come from `held_out`."""
+  """Accuracy and calibration of every subset; temperatures come from `held_out`.
+
+  `accuracy_of_all/<label>` is that of whatever inputs a recogniser has, without their
+  names: what recognisers of other modalities are compared by.
+  """
   entries = []
   for label in p.truth:
+    if (rows := p.has[p.subsets[-1]]).any():
+      right = p.right(label)[-1][rows]
+      of = {"given": None, "target": label}
+      entries.append(_mean(f"accuracy_of_all/{label}", right, config, **of))
     for i, given in enumerate(p.subsets):
       rows, fit = p.has[given], held_out.has[given]
       if not given or not rows.any():

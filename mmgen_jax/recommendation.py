@@ -11,7 +11,7 @@ from mmgen_jax.comparison import Column, Summary
 # Metrics that say most, one per question; all others stay in the tables.
 MAIN = (
   *("joint_coherence/strict", "coherence/strict", "frechet", "readable"),
-  *("modes/count", "loss/elbo", "loss/accuracy*"),
+  *("modes/count", "loss/elbo", "loss/accuracy*", "accuracy_of_all/*"),
 )
 
 

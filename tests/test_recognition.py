@@ -170,6 +170,8 @@ def test_measured_entries_are_those_of_the_predictions():
   right = p.right("digit")[3][rows]
   both = find("accuracy/digit", "image", "sound")
   assert both["value"] == pytest.approx(right.mean()) and both["samples"] == rows.sum()
+  of_all = records.find(entries, "accuracy_of_all/digit", target="digit")
+  assert of_all["value"] == both["value"]
   logits = p.logits["digit"][1]
   image = calibration.nll(logits, p.truth["digit"]).mean()
   assert find("nll/digit", "image")["value"] == pytest.approx(image, rel=1e-5)

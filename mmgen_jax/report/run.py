@@ -78,7 +78,7 @@ def _saliency(workdir: Path, known: list[int]) -> attribute.Saliency | None:
 def is_share(r: records.Record) -> bool:
   """Whether a value is a share of examples, to be written in percent."""
   shares = ("coherence/", "joint_coherence/", "mean_coherence/", "readable")
-  return r["metric"].startswith((*shares, "accuracy/", "recall_at"))
+  return r["metric"].startswith((*shares, "accuracy/", "accuracy_of_all/", "recall_at"))
 
 
 def value(r: records.Record | None) -> str:
