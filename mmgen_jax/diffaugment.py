@@ -191,6 +191,16 @@ def _colour(key, x, p):
   return recolour(x, matrix)
 
 
+def _noise(key, x, p):
+  """Gaussian, its standard deviation |N(0, 0.1^2)|: Karras et al., 2020, appendix B.
+
+  Where real pictures have grain of their own, it hides how a generator's differs.
+  """
+  chosen, how_much, key = jax.random.split(key, 3)
+  sigma = jnp.abs(0.1 * jax.random.normal(how_much))
+  return _either(chosen, p, x + sigma * jax.random.normal(key, x.shape), x)
+
+
 def _cutout(key, x, p):
   chosen, centre = jax.random.split(key)
   return _either(chosen, p, cutout(x, jax.random.uniform(centre, (2,))), x)
@@ -220,11 +230,18 @@ def _mirror(key, x, p):
 
 
 PIPES: dict[str, dict[str, Callable]] = {  # in the order in which they are applied
-  "ada": {"blit": _blit, "geometry": _geometry, "colour": _colour, "cutout": _cutout},
+  "ada": {
+    "blit": _blit,
+    "geometry": _geometry,
+    "colour": _colour,
+    "noise": _noise,
+    "cutout": _cutout,
+  },
   "diffaugment": {
     "mirror": _mirror,
     "colour": _mild_colour,
     "translation": _translation,
+    "noise": _noise,
     "cutout": _cutout,
   },
 }

@@ -168,6 +168,18 @@ def test_shifts_and_boxes_are_numpys():
   np.testing.assert_array_equal(boxed, want)
 
 
+def test_noise_is_independent_and_of_the_strength_that_is_said():
+  pipe = jax.jit(
+    jax.vmap(diffaugment.make_pipe("ada", {"noise": 1.0}), (0, None, None))
+  )
+  noise = np.asarray(pipe(jax.random.split(key(0), 4000), GRID, 1.0)) - GRID
+  sigma = noise.std((1, 2, 3))
+  assert sigma.mean() == pytest.approx(0.1 * (2 / np.pi) ** 0.5, rel=0.05)
+  assert (sigma**2).mean() == pytest.approx(0.01, rel=0.1)
+  between = (noise[:, 0, 0, 0] * noise[:, 0, 1, 0]).mean()
+  assert abs(between) < 6e-4  # four standard errors; if it were the same: 0.01
+
+
 def test_mild_colours_keep_what_they_should():
   pipe = jax.jit(diffaugment.make_pipe("diffaugment", {"colour": 1.0}))
   out = np.stack([pipe(key(i), GRID, 1.0) for i in range(100)])
