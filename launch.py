@@ -150,6 +150,7 @@ def run() -> None:
   """Does what the flags say."""
   from mmgen_jax import process
 
+  process.keep_memory()
   if FLAGS.mode in ("fuse", "compare"):
     fuse() if FLAGS.mode == "fuse" else compare()
     return

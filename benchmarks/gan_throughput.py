@@ -51,11 +51,12 @@ def ours(size: str) -> Callable[[int], None]:
   """`train(updates)` by this library."""
   import jax
 
-  from mmgen_jax import parallel
+  from mmgen_jax import parallel, process
   from mmgen_jax.data import feeds, modality
   from mmgen_jax.data.examples import Column, Examples
   from mmgen_jax.steps import gan
 
+  process.keep_memory()  # as launch.py does
   config = config_of(size)
   modalities = {"image": modality.image(32, 32, 3)}
   columns = {"image": Column(images())}

@@ -113,6 +113,29 @@ def test_a_bug_keeps_its_traceback(capsys):
   assert "Traceback" in (said := capsys.readouterr().err) and "KeyError" in said
 
 
+def test_kept_memory_is_not_asked_for_again():
+  code = """
+import resource, sys
+from mmgen_jax import process
+kept = process.keep_memory() if sys.argv[1] == "keep" else True
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+bytearray(1 << 26)
+before = faults()
+for _ in range(4):
+  bytearray(1 << 26)
+print(int(kept), faults() - before)
+"""
+  run = lambda how: subprocess.run(
+    [sys.executable, "-c", code, how], capture_output=True, text=True, check=True
+  )
+  (_, usual), (kept, few) = (
+    map(int, run(how).stdout.split()) for how in ("leave", "keep")
+  )
+  if not kept:
+    pytest.skip("the C library is not glibc")
+  assert 10 * few < usual
+
+
 def test_a_bad_cluster_is_told():
   with pytest.raises(ValueError, match="go together"):
     process.join("localhost:1", 2, None)
