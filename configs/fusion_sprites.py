@@ -37,9 +37,10 @@ def get_config(arg=None):
   config.model.prior_components = 256
   config.model.widths.audio = 12
   config.loss = common.fusion_loss()
-  config.loss.weights = {"caption": 20.0}
+  config.loss.cross = 2.0
+  config.loss.weights = {"caption": 100.0}  # else a picture's own tells little of shape
   config.optim = common.optim(
-    3e-3, b2=0.99, warmup_steps=50, decay="cosine", decay_steps=16_000
+    3e-3, b2=0.99, warmup_steps=300, decay="cosine", decay_steps=16_000
   )
   config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
   levels = {f"level{n}": level(n) for n in range(1, 6)}
