@@ -85,6 +85,25 @@ def fusion_loss() -> Any:
   )
 
 
+def conv_networks(width: int, features: int = 128) -> dict:
+  """A GAN's residual convolutions, as a fusion run's decoders and discriminators have."""
+  widths = {"widths": {"image": width}, "disc_widths": {"image": width}}
+  return {"net": "conv", **widths, "blocks": 1, "features": features}
+
+
+def r3gan_networks(*widths: int, blocks: int, patch: int = 1) -> dict:
+  """R3GAN's, of these widths, coarsest first; one position is `patch` pixels a side."""
+  of = {"widths": {"image": widths}, "disc_widths": {"image": widths}}
+  return {"net": "r3gan", **of, "blocks": blocks, "group_size": 16, "patch": patch}
+
+
+def set_networks(config: Any, networks: dict) -> None:
+  """Other networks for a GAN; all else that `config.model` says stays."""
+  theirs = {*conv_networks(0), *r3gan_networks(blocks=0)}
+  rest = {k: v for k, v in config.model.items() if k not in theirs}
+  config.model = ConfigDict({**rest, **networks})
+
+
 PUBLISHED = {  # weights of the KL, and what else the papers of the posteriors chose
   "mvae": {"beta": 1.0, "random_subsets": 1},
   "mmvae": {"beta": 1.0, "estimator": "elbo", "samples": 1},

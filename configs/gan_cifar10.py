@@ -31,12 +31,7 @@ def get_config(arg=None):
     "label": "label",
     "classes": 10,
     "latent": 64,
-    "net": "r3gan",
-    "widths": {"image": (256,) * 4},
-    "disc_widths": {"image": (256,) * 4},
-    "blocks": 1,
-    "group_size": 16,
-    "patch": 1,
+    **common.r3gan_networks(*(256,) * 4, blocks=1),
   }
   config.loss = {"gan": "relativistic", "r1_gamma": 0.05, "r1_fraction": 1, "r2": True}
   config.optim = common.optim(2e-4, b1=0.0)
@@ -78,9 +73,7 @@ def published(config):
   config.batch_size = 512
   config.train_steps = 488_280
   config.save_steps = config.sample_steps = 10_000
-  config.model.update(
-    widths={"image": (768,) * 4}, disc_widths={"image": (768,) * 4}, blocks=2
-  )
+  common.set_networks(config, common.r3gan_networks(*(768,) * 4, blocks=2))
   config.burn_in.update(images=20_000_000, half_life_images=(0.0, 5_000_000.0))
   config.disc_augment.images = 20_000_000
 

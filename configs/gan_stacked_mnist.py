@@ -14,7 +14,8 @@ perfect sampler has a KL of 0.019 at 26,000 samples and of 0.0019 at 260,000.
 
 Variants: of the loss, `:nonsaturating` (not relativistic) and `:r1` (without R2); of the
 size, `:gpu` (width 192, one accelerator, 5 million images) and `:published`. The default
-is for a CPU: as in gan_mnist.py, patches of 4 x 4 pixels, and 288,000 images.
+is for a CPU: residual convolutions as in gan_mnist.py, and 288,000 images; `:r3gan` has
+R3GAN's networks at that size.
 """
 
 from configs import common
@@ -30,12 +31,7 @@ def get_config(arg=None):
     "label": "red",
     "classes": 0,  # 0: unconditional; else the number of classes of `label`
     "latent": 64,
-    "net": "r3gan",
-    "widths": {"image": (128, 96)},  # of the stages, coarsest first
-    "disc_widths": {"image": (128, 96)},
-    "blocks": 1,
-    "group_size": 16,
-    "patch": 4,
+    **common.conv_networks(64),
   }
   # R2 has the weight of R1: gamma / 2.
   config.loss = {"gan": "relativistic", "r1_gamma": 1.0, "r1_fraction": 1, "r2": True}
@@ -55,6 +51,7 @@ def get_config(arg=None):
     arg,
     nonsaturating=nonsaturating,
     r1=r1,
+    r3gan=r3gan,
     gpu=gpu,
     published=published,
     smoke=smoke,
@@ -69,6 +66,10 @@ def r1(config):
   config.loss.r2 = False
 
 
+def r3gan(config):
+  common.set_networks(config, common.r3gan_networks(128, 96, blocks=1, patch=4))
+
+
 def _full(config, *, width: int, batch_size: int, images: int, burn_in: int):
   """The paper's networks and schedules, at a width and for a number of images."""
   config.batch_size = batch_size
@@ -76,12 +77,7 @@ def _full(config, *, width: int, batch_size: int, images: int, burn_in: int):
   config.save_steps = config.sample_steps = 1000
   config.updates_per_dispatch = 1
   config.bfloat16 = True
-  config.model.update(
-    widths={"image": (width,) * 4},
-    disc_widths={"image": (width,) * 4},
-    blocks=2,
-    patch=1,
-  )
+  common.set_networks(config, common.r3gan_networks(*(width,) * 4, blocks=2))
   config.burn_in.update(
     images=burn_in,
     learning_rate=(2e-4, 2e-4),
