@@ -27,7 +27,7 @@ def get_config(arg=None):
     "widths": {"image": 24, "audio": 12, "text": 32},
     "blocks": 1,
   }
-  config.loss = {"contrastive": "infonce", "same": LABELS}
+  config.loss = {"objective": "infonce", "same": LABELS}
   config.optim = common.optim(
     2e-3, b2=0.99, warmup_steps=20, decay="cosine", decay_steps=400
   )
@@ -37,7 +37,7 @@ def get_config(arg=None):
 
 
 def siglip(config):
-  config.loss.contrastive = "siglip"
+  config.loss.objective = "siglip"
 
 
 def single(config):

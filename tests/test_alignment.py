@@ -106,7 +106,7 @@ def test_every_takes_the_log_of_the_sum():
 
 def test_one_device_is_four_devices():
   config, modalities, inputs = tiny("alignment")
-  config.loss.contrastive = "infonce"  # of the two, the one whose counts are global
+  config.loss.objective = "infonce"  # of the two, the one whose counts are global
   result = {}
   for devices, mode in ((1, "jit"), (4, "pmap")):
     mesh = parallel.make_mesh(jax.devices()[:devices])
@@ -187,7 +187,7 @@ def test_measured_entries_leave_out_what_is_missing():
 
 def test_what_does_not_fit_is_refused_by_name():
   config, modalities, inputs = tiny("alignment")
-  config.loss.contrastive = "triplet"
+  config.loss.objective = "triplet"
   with pytest.raises(ValueError, match="'triplet'"):
     alignment.build(config, modalities)
   config, _, _ = tiny("alignment", accumulate=2)

@@ -69,7 +69,7 @@ def tiny(family, **changes):
     dead_below=0.1,
   )
   if family == "alignment":
-    config.loss.update(contrastive="siglip", same=("digit",))
+    config.loss.update(objective="siglip", same=("digit",))
   if family == "extension":
     config.extend = {"modality": "sound"}
     config.model.private = {"image": 0, "audio": 0}

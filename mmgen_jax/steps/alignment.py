@@ -26,9 +26,9 @@ def build(config, modalities: Modalities) -> Aligner:
   Raises:
     ValueError: if the loss is unknown, or there are no two modalities.
   """
-  m, name = config.model, config.loss.contrastive
+  m, name = config.model, config.loss.objective
   if name not in START:
-    raise ValueError(f"loss.contrastive must be one of {sorted(START)}, got {name!r}")
+    raise ValueError(f"loss.objective must be one of {sorted(START)}, got {name!r}")
   if len(modalities) < 2:
     raise ValueError(f"there is nothing to align with {sorted(modalities)}")
   dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
@@ -87,7 +87,7 @@ def make_train_step(config, modalities: Modalities) -> Callable:
     for i, j in pairs:
       a, b = names[i], names[j]
       nats = pair_loss(
-        config.loss.contrastive,
+        config.loss.objective,
         out[a],
         out[b],
         (mask[i], mask[j]),
