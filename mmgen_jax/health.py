@@ -1,4 +1,4 @@
-"""Early warnings: what a GAN's logged means say before samples show it."""
+"""Early warnings: what the logged means of a run say before samples show it."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,6 +6,8 @@ Means = Mapping[str, float]
 _APART = 5.0  # R2 over R1, either way
 _CERTAIN = 0.98  # share of pairs that D has the right way round
 _MEMORISED = 0.5  # of the way from training examples down to generated ones
+_SILENT = 1e-3  # share of a posterior's precision
+_SHARE = "fusion/share_"
 
 
 def overfitting(real: float, held_out: float, fake: float) -> float:
@@ -19,10 +21,12 @@ def overfitting(real: float, held_out: float, fake: float) -> float:
 
 
 def warnings(means: Means) -> dict[str, str]:
-  """{what is wrong: a message} of a GAN's metrics, by the names that its step logs.
+  """{what is wrong: a message} of metrics, by the names that the steps log.
 
-  R1 and R2 stay near each other as long as generated and real examples are equally hard
-  (Huang et al., 2024, section 2.4, https://arxiv.org/abs/2501.05441).
+  Of a fusion run: an expert whose log-variances all went up to their bound gets no
+  gradient any more, and its modality is lost. Of a GAN: R1 and R2 stay near each other as
+  long as generated and real examples are equally hard (Huang et al., 2024, section 2.4,
+  https://arxiv.org/abs/2501.05441).
   """
   found, get = {}, means.get
   r1, r2 = get("gan/r1"), get("gan/r2")
@@ -47,6 +51,14 @@ def warnings(means: Means) -> dict[str, str]:
         f"held-out examples are {share:.0%} of the way from training to generated ones"
         " in the discriminator's logits: it learns examples by heart; more data or"
         " disc_augment would help"
+      )
+  for name in sorted(n.removeprefix(_SHARE) for n in means if n.startswith(_SHARE)):
+    if means[_SHARE + name] < _SILENT:
+      found[f"silence of {name}"] = (
+        f"the encoder of {name} has {means[_SHARE + name]:.1g} of the posterior's"
+        f" precision ({_SHARE}{name}): it says next to nothing; a lower"
+        " optim.learning_rate, a longer optim.warmup_steps or a larger loss.cross would"
+        " keep it"
       )
   return found
 

@@ -28,6 +28,7 @@ def test_the_overfitting_share_is_where_held_out_examples_are():
     ({"gan/r2": 0.1}, "divergence"),
     ({"gan/real_above_fake": 0.99}, "certainty"),
     ({"held_out/logits_real": 3.5}, "overfitting"),
+    ({"fusion/share_image": 2e-4, "fusion/share_word": 0.3}, "silence of image"),
   ],
 )
 def test_each_failure_is_named(change, what):

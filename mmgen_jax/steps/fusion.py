@@ -144,6 +144,8 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     kl = prior_lib.log_prob_mixture(q, z) - prior_lib.log_prob(prior, z)
     terms = {f"logp_{name}": logp for name, logp in logps.items()}
     terms |= {"kl": kl, "elbo": sum(logps.values()) - kl}
+    shares = fuse.precision_shares(jax.lax.stop_gradient(logvars), mask)
+    terms |= {f"share_{name}": share for name, share in zip(names, shares, strict=True)}
     target, at = jax.lax.stop_gradient((full, z_full))
     logq = partial(prior_lib.log_prob_mixture, z=at)
     terms["alignment"] = logq(target) - logq(part)
