@@ -9,11 +9,13 @@ https://arxiv.org/abs/2501.05441. Published: FID 1.96 after 250 million images o
 
 The default is a third of the width, one block per stage and 5 million images. Variants:
 `:unconditional`; `:folder` reads a folder of images (`--config.data.options.folder=...`,
-see `mmgen_jax/data/folder.py`) in place of TFDS; `:smoke` trains on generated sprites, so
-that it needs no data. Not as published: real images are not mirrored besides.
+see `mmgen_jax/data/folder.py`) in place of TFDS; `:cpu`, the networks and schedules of
+gan_mnist.py, twice as wide, and no augmentation, for a quarter of an hour; `:smoke`
+trains on generated sprites, so that it needs no data. Not as published: real images are
+not mirrored besides.
 """
 
-from configs import common
+from configs import common, gan_mnist
 
 
 def get_config(arg=None):
@@ -54,6 +56,7 @@ def get_config(arg=None):
     arg,
     unconditional=unconditional,
     folder=folder,
+    cpu=cpu,
     published=published,
     smoke=smoke,
   )
@@ -67,6 +70,16 @@ def folder(config):
   config.data.name = "folder"
   with config.data.unlocked():
     config.data.options = {"folder": "cifar10", "size": 32}
+
+
+def cpu(config):
+  small = gan_mnist.get_config()
+  common.set_networks(config, common.conv_networks(64))
+  for field in ("batch_size", "loss", "optim", "disc_optim", "burn_in"):
+    config[field] = small[field]
+  config.train_steps, config.bfloat16 = 10_000, False
+  with config.unlocked():
+    del config.disc_augment
 
 
 def published(config):
