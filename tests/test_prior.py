@@ -98,3 +98,13 @@ def test_it_finds_the_clusters_and_samples_them():
   share = np.bincount(distance.argmin(1), minlength=9) / 2000
   np.testing.assert_allclose(share, 1 / 9, atol=0.06)
   assert float(p.weight.sum()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_rate_falls_so_that_a_tenth_of_the_updates_is_remembered():
+  assert float(prior.rate(jnp.int32(1999), 0.005)) == pytest.approx(0.005)
+  assert float(prior.rate(jnp.int32(19_999), 0.005)) == pytest.approx(0.0005)
+  # The mean age of what a running mean of such a rate remembers.
+  age = 0.0
+  for rate in np.asarray(prior.rate(jnp.arange(10_000), 0.005), np.float64):
+    age = (1 - rate) * (age + 1)
+  assert age == pytest.approx(10_000 / 11, rel=0.01)

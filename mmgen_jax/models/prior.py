@@ -15,12 +15,13 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mmgen_jax.fusion.model import pool
 from mmgen_jax.losses import gaussian_log_prob
 
 MIN_VARIANCE = 1e-2  # of a component: sets the scale of z, which a mixture leaves free
+MEMORY = 0.1  # of the updates so far, at most
 DEAD = 0.1  # a component with less than this part of an equal share is moved
 
 
@@ -116,6 +117,16 @@ def sample_mixture(keys: Key[Array, "b"], q: GaussianMixture) -> Float[Array, "b
   return jax.vmap(one)(keys, *q)
 
 
+def rate(step: Int[Array, ""], most: float) -> Float[Array, ""]:
+  """The rate of EM at an update: `most`, and once that is more, 10 / t.
+
+  Rates have to fall for stepwise EM to settle (Cappe and Moulines, 2009): a mixture that
+  knows the last few batches only fits their noise. This one knows the last tenth of all
+  updates so far; not more, as encoders move.
+  """
+  return jnp.minimum(most, 1.0 / (MEMORY * (1.0 + step)))
+
+
 def expectation(p: Mixture, z: Float[Array, "b z"]) -> Mixture:
   """The E step: means over a batch of r, r z and r z^2."""
   r = jax.nn.softmax(_joint(p, z), axis=-1) / len(z)
@@ -123,7 +134,7 @@ def expectation(p: Mixture, z: Float[Array, "b z"]) -> Mixture:
 
 
 def maximisation(
-  p: Mixture, batch: Mixture, rate: float, key: Key[Array, ""]
+  p: Mixture, batch: Mixture, rate: Float[Array, ""] | float, key: Key[Array, ""]
 ) -> Mixture:
   """The M step: `p` moved by `rate` towards the batch; one component never moves.
 

@@ -206,8 +206,9 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   and q_all is not asked to forget what a part cannot tell. The cross term is over the
   modalities that have no discriminator: given a part, a likelihood wants the mean of all
   that fits, which is right for a word and a blur for a picture, and there the
-  discriminator asks for one that is real. The prior moves by a step of EM. Encoders see
-  augmented inputs (`config.augment`); targets are clean.
+  discriminator asks for one that is real. The prior moves by a step of EM
+  (`models.prior.rate`). Encoders see augmented inputs (`config.augment`); targets are
+  clean.
 
   posterior "poe": z ~ q_all, so the alignment term is what teaches q_part to cover
   q_all: after Hwang et al., "Multi-View Representation Learning via Total Correlation
@@ -237,9 +238,8 @@ def make_train_step(config, modalities: Modalities) -> Callable:
     keys = example_keys(key, len(batch["index"]), axis)
     mean = mean_of_microbatches(gradients, accumulate=config.accumulate, axis=axis)
     grads, statistics, metrics = mean(state.params, batch, keys)
-    prior = prior_lib.maximisation(
-      state.params["prior"], statistics, config.loss.prior_rate, key
-    )
+    rate = prior_lib.rate(state.step, config.loss.prior_rate)
+    prior = prior_lib.maximisation(state.params["prior"], statistics, rate, key)
     state, norms = apply_updates(state, grads, txs, config.ema_decay)
     state = state.replace(
       params=state.params | {"prior": prior}, ema=state.ema | {"prior": prior}
