@@ -27,9 +27,9 @@ from configs import common
 def get_config(arg=None):
   config = common.defaults("fusion")
   config.batch_size = 16
-  config.train_steps = 30_000
+  config.train_steps = 16_000
   config.updates_per_dispatch = config.log_steps = 20
-  config.save_steps = config.sample_steps = 5000
+  config.save_steps = config.sample_steps = 4000
   config.ema_decay = 0.998
   config.data.options = {"level": 5, "size": 32, "train_examples": 30_000}
   config.model = common.fusion_model()
@@ -37,10 +37,10 @@ def get_config(arg=None):
   config.model.prior_components = 256
   config.model.widths.image, config.model.widths.audio = 48, 12
   config.loss = common.fusion_loss()
-  config.loss.cross = 2.0
+  config.loss.cross, config.loss.prior_rate = 2.0, 0.001
   config.loss.weights = {"caption": 100.0}  # else a picture's own tells little of shape
   config.optim = common.optim(
-    2e-3, b2=0.99, warmup_steps=300, decay="cosine", decay_steps=30_000
+    2e-3, b2=0.99, warmup_steps=300, decay="cosine", decay_steps=16_000
   )
   config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
   levels = {f"level{n}": level(n) for n in range(1, 6)}
