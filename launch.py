@@ -173,18 +173,18 @@ def run() -> None:
   data_dir = FLAGS.data_dir or os.environ.get("MMGEN_DATA_DIR") or workdir / "data"
   process.use_compile_cache(workdir)
   if FLAGS.mode == "train":
-    from mmgen_jax import evaluate, loop
+    from mmgen_jax import loop, preview
 
-    on_samples = evaluate.make_on_samples(config, workdir, data_dir)
+    on_samples = preview.make_on_samples(config, workdir, data_dir)
     loop.train(config, workdir, data_dir=data_dir, on_samples=on_samples)
   if FLAGS.mode in ("train", "evaluate"):
     from mmgen_jax import evaluate
 
     evaluate.evaluate(config, workdir, data_dir)
   if FLAGS.mode == "sample":
-    from mmgen_jax import evaluate
+    from mmgen_jax import preview
 
-    evaluate.sample(config, workdir, data_dir)
+    preview.sample(config, workdir, data_dir)
   if FLAGS.mode in ("train", "report"):
     from mmgen_jax import report
 

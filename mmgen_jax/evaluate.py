@@ -23,39 +23,40 @@ from mmgen_jax import (
   manifest,
   measures,
   multimodal_scores,
+  panels,
   pictures,
   provenance,
   records,
   scores,
   spread,
-  walks,
 )
 from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
 from mmgen_jax.data.examples import Examples
-from mmgen_jax.generate import Samples, make_sampler, showcase
-from mmgen_jax.metrics import coherence, judges, pretrained
+from mmgen_jax.generate import Samples, make_sampler
+from mmgen_jax.metrics import judges, pretrained
 from mmgen_jax.state import State
 from mmgen_jax.steps import STEPS
 
-SHOWN = 12  # examples in pictures
 # Splits that hold out something; if of one kind, what is given must have that one.
 HOLDS_OUT = {"test_speaker": "audio", "test_combinations": None}
 
 Say = Callable[[str], None]
 
 
-def _say(message: str) -> None:
+def say_once(message: str) -> None:
+  """Tells the person who waits, from process 0 only."""
   if jax.process_index() == 0:
     print(f"mmgen_jax: {message}", file=sys.stderr, flush=True)
 
 
-def _load(config, split: str, data_dir) -> Examples:
+def load_split(config, split: str, data_dir) -> Examples:
+  """A split of the data set of a run."""
   return datasets.load(config.data.name, split, data_dir, **config.data.options)
 
 
 def make_judges(
-  config, data_dir, names, *, extract: bool = True, say: Say = _say
+  config, data_dir, names, *, extract: bool = True, say: Say = say_once
 ) -> judges.Judges:
   """The judges of a config's data set, whichever of its modalities a run trains on.
 
@@ -71,7 +72,8 @@ def make_judges(
   return by._replace(extractors={**by.extractors, **dict.fromkeys(images, network)})
 
 
-def _data_dir(workdir, data_dir) -> Path:
+def data_dir_of(workdir, data_dir) -> Path:
+  """Where a run finds data sets and judges: <workdir>/data unless it is told."""
   return Path(data_dir or Path(workdir) / "data")
 
 
@@ -114,7 +116,7 @@ def _entries(
 
 
 def evaluate(
-  config, workdir, data_dir=None, *, say: Say = _say
+  config, workdir, data_dir=None, *, say: Say = say_once
 ) -> list[records.Record]:
   """The records of the newest checkpoint; also written, with pictures, to `workdir`.
 
@@ -127,14 +129,17 @@ def evaluate(
   Raises:
     FileNotFoundError: if there is no sound checkpoint.
   """
-  started, data_dir = time.time(), _data_dir(workdir, data_dir)
+  started, data_dir = time.time(), data_dir_of(workdir, data_dir)
   split = config.eval.get("split", "test")
-  train, held_out = _load(config, "train", data_dir), _load(config, split, data_dir)
+  train, held_out = (
+    load_split(config, "train", data_dir),
+    load_split(config, split, data_dir),
+  )
   state, step = load_state(config, workdir, held_out.modalities)
   if jax.process_index() != 0:
     return []  # the others had to hear the checkpoint, and are done
   if config.family in measures.MEASURES:
-    load = lambda name: _load(config, name, data_dir)
+    load = lambda name: load_split(config, name, data_dir)
     others = [name for name in HOLDS_OUT if name in _splits(config)]
     splits = [held_out, *map(load, others)]
     of = (config, workdir, state.ema, step, splits, load("validation"))
@@ -147,7 +152,7 @@ def evaluate(
   extra = [s for s in HOLDS_OUT if s in _splits(config)]
   extra += [s for s in config.eval.get("also", ()) if s not in (split, *extra)]
   for name in (split, *extra):
-    examples = held_out if name == split else _load(config, name, data_dir)
+    examples = held_out if name == split else load_split(config, name, data_dir)
     count = min(config.eval.num_examples, len(examples))
     say(f"evaluating step {step} on {count} examples of {examples.name}/{name}")
     indices = np.arange(count)
@@ -167,7 +172,7 @@ def evaluate(
     context = records.context(config, examples, count, step, origin)
     out += records.complete(entries, context)
     if name == split:
-      panel = _panel(setting, samples, _shown(setting), reads)
+      panel = panels.make_panel(setting, samples, panels.shown(setting), reads)
       if config.family == "fusion":
         vae = STEPS["fusion"].build(config, examples.modalities)[0]
         shares = attribute.expert_entries(
@@ -198,7 +203,7 @@ def make_score(config, data_dir, loss: str = "elbo", split: str = "validation"):
   Raises:
     ValueError: if the family's evaluation step gives no such loss.
   """
-  examples = _load(config, split, data_dir)
+  examples = load_split(config, split, data_dir)
   count = min(config.eval.num_examples, len(examples))
   sampler = make_sampler(config, examples.modalities, batch_size=config.eval.batch_size)
   family: Any = STEPS[config.family]
@@ -232,118 +237,3 @@ def _some_real(train: Examples, names, count: int) -> dict[str, np.ndarray]:
   present = train.present
   rows = {name: np.flatnonzero(present[name])[:count] for name in names}
   return {name: train.columns[name].take(rows[name]) for name in names}
-
-
-def _panel(setting: scores.Setting, samples: Samples, at, reads) -> pictures.Panel:
-  """What was made of the examples at positions `at` of the samples."""
-  right = {}
-  made = {name: x[:, at] for name, x in samples.values.items()}
-  for (given, target), marks in scores.right_of_made(setting, reads).items():
-    row = right.setdefault(target, np.full(made[target].shape[:2], -1, np.int8))
-    row[samples.subsets.index(given)] = marks["strict"][at]
-  prior = {target: read for (given, target), read in reads.items() if not given}
-  if len(prior) > 1:
-    agreed = coherence.agree(prior)["strict"][at]
-    for target in prior:
-      row = right.setdefault(target, np.full(made[target].shape[:2], -1, np.int8))
-      row[samples.subsets.index(())] = agreed
-  modalities = setting.examples.modalities
-  return pictures.panel(
-    modalities,
-    {name: setting.real(name)[at] for name in modalities},
-    {name: setting.has([name])[at] for name in modalities},
-    samples.subsets,
-    made,
-    right,
-  )
-
-
-def _shown(setting: scores.Setting, count: int = SHOWN) -> np.ndarray:
-  """Positions of the examples to look at: the first ones, each class in its turn."""
-  label = next(iter(judges.attributes(setting.examples)), None)
-  if label is None:
-    return np.arange(min(count, len(setting.indices)))
-  return showcase(setting.truth([label])[label], count)
-
-
-def make_on_samples(
-  config, workdir, data_dir=None, *, say: Say = _say
-) -> Callable[[State, int], dict[str, float] | None]:
-  """`on_samples(state, step)`: writes pictures, from the same noise at every step.
-
-  From validation examples, to <workdir>/samples/step_<step>/: grids, and panel.npz with
-  the coherence of one batch. Returns the means of what the family's evaluation step says
-  of them, as "held_out/<name>": a discriminator's logits, an ELBO. The data, the judges
-  and the compiled generation are made at its first call. It uses this process's devices
-  only, and does nothing on processes other than 0.
-  """
-  data_dir = _data_dir(workdir, data_dir)
-  prepared: list = []
-
-  def on_samples(state: State, step: int) -> dict[str, float] | None:
-    if jax.process_index() != 0 or config.family in measures.MEASURES:
-      return None
-    if not prepared:
-      examples = _load(config, "validation", data_dir)
-      count = min(config.eval.batch_size, len(examples))
-      sampler = make_sampler(config, examples.modalities, batch_size=count)
-      prepared.append((examples, np.arange(count), sampler))
-    examples, indices, sampler = prepared[0]
-    # Of what is not averaged, a discriminator, the parameters themselves.
-    params = jax.tree.map(_local, {**state.params, **state.ema})
-    samples = sampler(params, examples, indices, config.seed)
-    if len(prepared) == 1:
-      names = list(samples.values)
-      prepared.append(make_judges(config, data_dir, names, extract=False, say=say))
-    setting = scores.Setting(examples, indices, prepared[1])
-    reads = scores.read_all(setting, samples)
-    coherent = {
-      f"{'+'.join(given)} -> {target}": float(right["strict"].mean())
-      for (given, target), right in scores.right_of_made(setting, reads).items()
-      if target not in given
-    }
-    panel = _panel(setting, samples, _shown(setting), reads)
-    folder = Path(workdir) / "samples" / f"step_{step:07d}"
-    pictures.write_grids(folder, panel, step)
-    extra = {"step": step, "coherence": coherent, "count": len(setting.indices)}
-    pictures.save_panel(folder / "panel.npz", panel, extra)
-    return {f"held_out/{name}": float(x.mean()) for name, x in samples.losses.items()}
-
-  return on_samples
-
-
-def _local(x) -> np.ndarray:
-  """This process's copy of a replicated array."""
-  return np.asarray(x.addressable_data(0)) if isinstance(x, jax.Array) else x
-
-
-def sample(config, workdir, data_dir=None, *, count: int = 16, say: Say = _say):
-  """Writes grids of every direction of the newest checkpoint; the files' paths.
-
-  Of a GAN also what its noise does: see `mmgen_jax.walks`.
-
-  Raises:
-    FileNotFoundError: if there is no sound checkpoint.
-    ValueError: if the family makes nothing.
-  """
-  if config.family in measures.MEASURES:
-    raise ValueError(f"the family {config.family!r} makes no samples")
-  data_dir = _data_dir(workdir, data_dir)
-  examples = _load(config, config.eval.get("split", "test"), data_dir)
-  state, step = load_state(config, workdir, examples.modalities)
-  if jax.process_index() != 0:
-    return []
-  setting = scores.Setting(examples, np.arange(len(examples)), judges.Judges({}, {}))
-  indices = _shown(setting, count)
-  setting = setting._replace(indices=indices)
-  sampler = make_sampler(config, examples.modalities, batch_size=len(indices))
-  samples = sampler(state.ema, examples, indices, config.seed)
-  panel = _panel(setting, samples, np.arange(len(indices)), {})
-  folder = Path(workdir) / "samples" / f"step_{step:07d}_{count}"
-  paths = pictures.write_grids(folder, panel, step, columns=count)
-  if config.family == "gan":
-    made = walks.grids(config, state.ema, examples, step, count, config.seed)
-    paths += walks.write(folder, made)
-  for path in paths:
-    say(f"wrote {path}")
-  return paths

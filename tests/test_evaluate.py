@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from configs import common
-from mmgen_jax import checkpoint, evaluate, generate, pictures, records, scores
+from mmgen_jax import (
+  checkpoint,
+  evaluate,
+  generate,
+  pictures,
+  preview,
+  records,
+  scores,
+)
 from mmgen_jax import data as datasets
 from mmgen_jax import steps as steps_lib
 from mmgen_jax.data import modality
@@ -208,7 +216,7 @@ def test_batch_size_and_padding_change_nothing(echo):
 
 def test_pictures_are_written_while_training(echo, data_dir):
   config, workdir = echo
-  on_samples = evaluate.make_on_samples(config, workdir, data_dir)
+  on_samples = preview.make_on_samples(config, workdir, data_dir)
   on_samples(Echo.init(None, config, MODALITIES), 20)
   folder = workdir / "samples" / "step_0000020"
   names = {path.stem for path in folder.glob("*.png")}
@@ -218,7 +226,7 @@ def test_pictures_are_written_while_training(echo, data_dir):
   assert extra["count"] == 10 and extra["coherence"]["word -> image"] == 0.5
   held_out = examples("validation", 30).labels["digit"][:10]
   assert set(panel.real["word"]) == {DIGITS[d] for d in held_out}
-  paths = evaluate.sample(config, workdir, data_dir, count=3)
+  paths = preview.sample(config, workdir, data_dir, count=3)
   assert all(path.exists() for path in paths) and paths[0].parent.name.endswith("_3")
 
 

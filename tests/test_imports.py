@@ -41,8 +41,8 @@ ORDER = [
   {"metrics", "attribution"},
   {"generate", "interpret", "latent_scores", "pictures", "records", "representation"}
   | {"attribute", "measures", "multimodal_scores", "recognise", "retrieve", "scores"}
-  | {"spread", "distances", "walks"},
-  {"evaluate", "comparison", "recommendation"},
+  | {"spread", "distances", "panels", "walks"},
+  {"evaluate", "comparison", "recommendation", "preview"},
   {"sweep", "trial", "workers"},
   {"report"},
 ]
