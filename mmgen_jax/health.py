@@ -6,6 +6,7 @@ Means = Mapping[str, float]
 _APART = 5.0  # R2 over R1, either way
 _CERTAIN = 0.98  # share of pairs that D has the right way round
 _MEMORISED = 0.5  # of the way from training examples down to generated ones
+_PATIENCE = 10  # times that metrics are logged
 _SILENT = 1e-3  # share of a posterior's precision
 _SHARE = "fusion/share_"
 
@@ -63,20 +64,28 @@ def warnings(means: Means) -> dict[str, str]:
   return found
 
 
-def make_watch() -> Callable[[Means], list[str]]:
+def make_watch(patience: int = _PATIENCE) -> Callable[[Means], list[str]]:
   """`watch(means)` -> what is newly wrong, with the newest value of each metric.
 
-  Told once, and again only if it had passed.
+  What has been found `patience` times more than not is told, once; and again only if it
+  had passed for as many times. A discriminator that is certain of the first samples, and
+  a value that comes and goes about its bound, are told of not at all, or once.
   """
   newest: dict[str, float] = {}
+  held: dict[str, int] = {}
   told: set[str] = set()
 
   def watch(means: Means) -> list[str]:
     newest.update(means)
-    found = warnings(newest)
-    new = [message for what, message in found.items() if what not in told]
-    told.clear()
-    told.update(found)
-    return new
+    found, new = warnings(newest), []
+    for what in {*held, *found}:
+      more = held.get(what, 0) + (1 if what in found else -1)
+      held[what] = min(max(more, 0), patience)
+      if held[what] == patience and what not in told:
+        told.add(what)
+        new.append(found[what])
+      elif held[what] == 0:
+        told.discard(what)
+    return sorted(new)
 
   return watch

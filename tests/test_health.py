@@ -41,9 +41,17 @@ def test_other_families_are_left_alone():
 
 
 def test_a_warning_is_told_once_until_it_has_passed():
-  watch = health.make_watch()
+  watch = health.make_watch(patience=1)
   assert watch({**SOUND, "gan/r2": 9.0})[0].startswith("R2 is 9 times R1")
   assert watch({"gan/r2": 9.5}) == []
   assert watch({"gan/r2": 1.0}) == []
   assert len(watch({"gan/r2": 9.0})) == 1
   assert len(watch({"held_out/logits_real": 3.0})) == 1  # beside the newest of others
+
+
+def test_what_comes_and_goes_is_told_once():
+  watch, bad = health.make_watch(patience=3), {**SOUND, "gan/real_above_fake": 0.99}
+  assert [len(watch(x)) for x in (bad, bad, SOUND, SOUND)] == [0, 0, 0, 0]  # at first
+  assert [len(watch(x)) for x in (bad, bad, bad)] == [0, 0, 1]
+  assert [len(watch(x)) for x in (SOUND, bad, SOUND, SOUND, bad)] == [0] * 5
+  assert [len(watch(x)) for x in (SOUND,) * 3 + (bad,) * 3] == [0] * 5 + [1]
