@@ -118,7 +118,7 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     return {name: vae.likelihood(name).mode(outputs[name]) for name in loss.adversarial}
 
   def elbo_terms(params, prior, values, mask, keys):
-    """Everything that one pass gives: terms {name: [b]}, z, and the generated values.
+    """Everything that one pass gives: terms {name: [b]}, z, and (generated, real) values.
 
     Generated: decoded from the prior for one example in two, at random, and from a random
     subset's posterior for the others.
@@ -151,7 +151,9 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     terms["alignment"] = logq(target) - logq(part)
     cross = reconstruction({name: others[name] for name in plain}, values, mask)
     terms["cross"] = sum(cross.values(), jnp.zeros(len(keys)))
-    return terms, z, modes(others)
+    fakes = modes(others)
+    reals = modes(outputs) if loss.real == "reconstructions" else values
+    return terms, z, (fakes, {name: reals[name] for name in fakes})
 
   def fool(disc_params, fakes):
     """What the decoders descend to look real, [b]."""
@@ -159,7 +161,7 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     return sum((adversarial.generator(x) for x in logits.values()), jnp.zeros(()))
 
   def vae_loss(params, disc_params, prior, values, mask, keys):
-    terms, z, fakes = elbo_terms(params, prior, values, mask, keys)
+    terms, z, (fakes, reals) = elbo_terms(params, prior, values, mask, keys)
     total = -sum((v for k, v in terms.items() if k[:5] == "logp_"), jnp.zeros(()))
     total += loss.beta * terms["kl"] + loss.alignment * terms["alignment"]
     total -= loss.cross * terms["cross"]
@@ -168,20 +170,18 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
       terms["fool"] = fool(disc_params, fakes)
       total += loss.adversarial_weight * terms["fool"].mean()
     metrics = {f"fusion/{k}": v.mean() for k, v in terms.items()}
-    return total, (metrics | {"fusion/loss": total}, z, fakes)
+    return total, (metrics | {"fusion/loss": total}, z, (fakes, reals))
 
-  def discriminator_loss(disc_params, values, fakes, mask):
+  def discriminator_loss(disc_params, reals, fakes, mask):
     """Mean over examples; an example counts for the modalities that it has."""
     total, metrics = jnp.zeros(()), {}
     part = partial(one_in, loss.r1_fraction)  # for R1: the same in expectation
     logits = lambda values: apply(disc, disc_params, values)
-    real, fake = unpair(
-      logits(jax.tree.map(pair, {m: values[m] for m in fakes}, fakes))
-    )
+    real, fake = unpair(logits(jax.tree.map(pair, reals, fakes)))
     for name in loss.adversarial:
       has = mask[names.index(name)].astype(jnp.float32)
       d = adversarial.discriminator(real[name], fake[name])
-      rest = jax.tree.map(part, {m: values[m] for m in loss.adversarial})
+      rest = jax.tree.map(part, reals)
       alone = lambda x, name=name, rest=rest: logits(rest | {name: x})[name]
       r1 = gradient_penalty(alone, rest[name])
       d, r1 = (d * has).mean(), (r1 * part(has)).mean()
@@ -223,13 +223,13 @@ def make_train_step(config, modalities: Modalities) -> Callable:
 
   def gradients(params, batch, keys):
     values, mask = blank_missing(batch, modalities)
-    (_, (metrics, z, fakes)), g = jax.value_and_grad(vae_loss, has_aux=True)(
+    (_, (metrics, z, judged)), g = jax.value_and_grad(vae_loss, has_aux=True)(
       params["vae"], params["discriminator"], params["prior"], values, mask, keys
     )
     statistics = prior_lib.expectation(params["prior"], z)
-    fakes = jax.lax.stop_gradient(fakes)
+    fakes, reals = jax.lax.stop_gradient(judged)
     d, d_metrics = jax.grad(discriminator_loss, has_aux=True)(
-      params["discriminator"], values, fakes, mask
+      params["discriminator"], reals, fakes, mask
     )
     return {"vae": g, "discriminator": d}, statistics, metrics | d_metrics
 
