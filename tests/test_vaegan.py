@@ -55,3 +55,33 @@ def test_with_a_discriminator_both_move_and_the_decoder_feels_it():
   shapes = lambda s: jax.tree.map(jnp.shape, s.params["vae"])
   assert shapes(vae) == shapes(gan)
   assert fusion.subsets(small("")[0], MODALITIES) == [(), ("image",)]
+
+
+@pytest.mark.parametrize("real", ["data", "reconstructions"])
+def test_what_the_discriminator_takes_for_real(real):
+  config, batch = small("")
+  config.loss.real = real
+  state = fusion.init(jax.random.key(0), config, MODALITIES)
+  vae_loss, discriminator_loss = fusion.make_losses(config, MODALITIES)
+  p, mask = state.params, batch["mask"]["image"][None]
+  values, keys = {"image": batch["image"]}, jax.random.split(jax.random.key(3), 8)
+  networks = (p["vae"], p["discriminator"], p["prior"])
+  _, (_, z, (fakes, reals)) = vae_loss(*networks, values, mask, keys)
+  net, _ = fusion.build(config, MODALITIES)
+  decoded = net.apply({"params": p["vae"]}, z, method="decode")["image"]
+  wanted = {
+    "data": batch["image"],
+    "reconstructions": net.likelihood("image").mode(decoded),
+  }
+  np.testing.assert_allclose(reals["image"], wanted[real], atol=1e-5)
+  _, metrics = discriminator_loss(p["discriminator"], reals, fakes, mask)
+  _, same = discriminator_loss(p["discriminator"], reals, reals, mask)
+  assert metrics["fusion/d_image_real"] == same["fusion/d_image_real"]
+  assert same["fusion/d_image_real"] == pytest.approx(same["fusion/d_image_fake"])
+
+
+def test_an_unknown_real_is_refused():
+  config, _ = small("")
+  config.loss.real = "fakes"
+  with pytest.raises(ValueError, match="loss.real must be one of .*'fakes'"):
+    fusion.build(config, MODALITIES)

@@ -48,7 +48,7 @@ def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators
 
   Raises:
     ValueError: if an adversarial modality is unknown, or is text (its samples are
-      discrete: no gradient passes), or the posterior is unknown.
+      discrete: no gradient passes), or `loss.posterior` or `loss.real` is unknown.
   """
   m, dtype = config.model, jnp.bfloat16 if config.bfloat16 else jnp.float32
   for name in config.loss.adversarial:
@@ -57,10 +57,12 @@ def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators
         f"loss.adversarial names {name!r}; choose from images and sounds among"
         f" {sorted(modalities)}"
       )
-  if config.loss.posterior not in ("poe", "mopoe"):
-    raise ValueError(
-      f"loss.posterior must be 'poe' or 'mopoe', got {config.loss.posterior!r}"
-    )
+  choices = {"posterior": ("poe", "mopoe"), "real": ("data", "reconstructions")}
+  for field, known in choices.items():
+    if config.loss[field] not in known:
+      raise ValueError(
+        f"loss.{field} must be one of {known}, got {config.loss[field]!r}"
+      )
   vae = MultimodalVAE(
     dict(modalities),
     m.latent,
@@ -206,7 +208,10 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   and q_all is not asked to forget what a part cannot tell. The cross term is over the
   modalities that have no discriminator: given a part, a likelihood wants the mean of all
   that fits, which is right for a word and a blur for a picture, and there the
-  discriminator asks for one that is real. The prior moves by a step of EM
+  discriminator asks for one that is real. What is real to it: the data; or, with
+  `loss.real` "reconstructions", what is decoded from z_all, where data have what no z
+  tells (the grain of a background): asked for it, decoders put noise wherever no
+  likelihood holds them. The prior moves by a step of EM
   (`models.prior.rate`). Encoders see augmented inputs (`config.augment`); targets are
   clean.
 
