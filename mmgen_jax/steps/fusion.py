@@ -59,10 +59,9 @@ def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators
       )
   choices = {"posterior": ("poe", "mopoe"), "real": ("data", "reconstructions")}
   for field, known in choices.items():
-    if config.loss[field] not in known:
-      raise ValueError(
-        f"loss.{field} must be one of {known}, got {config.loss[field]!r}"
-      )
+    chosen = config.loss.get(field, known[0])
+    if chosen not in known:
+      raise ValueError(f"loss.{field} must be one of {known}, got {chosen!r}")
   vae = MultimodalVAE(
     dict(modalities),
     m.latent,
@@ -107,6 +106,7 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   weights = {name: loss.weights.get(name, 1.0) for name in names}
   augment = make_augment(config, modalities)
   plain = [name for name in names if name not in loss.adversarial]
+  reconstructed = loss.get("real", "data") == "reconstructions"
 
   def reconstruction(outputs, values, mask):
     """Weighted log p(x_m | z) [b] of every modality that an example has."""
@@ -154,7 +154,7 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     cross = reconstruction({name: others[name] for name in plain}, values, mask)
     terms["cross"] = sum(cross.values(), jnp.zeros(len(keys)))
     fakes = modes(others)
-    reals = modes(outputs) if loss.real == "reconstructions" else values
+    reals = modes(outputs) if reconstructed else values
     return terms, z, (fakes, {name: reals[name] for name in fakes})
 
   def fool(disc_params, fakes):
