@@ -39,6 +39,7 @@ def get_config(arg=None):
   config.loss = common.fusion_loss()
   config.loss.cross, config.loss.prior_rate = 2.0, 0.001
   config.loss.weights = {"caption": 100.0}  # else a picture's own tells little of shape
+  config.loss.real = "reconstructions"  # no latent tells a background's grain
   config.optim = common.optim(
     2e-3, b2=0.99, warmup_steps=300, decay="cosine", decay_steps=16_000
   )
