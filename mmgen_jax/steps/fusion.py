@@ -99,7 +99,11 @@ def init(key: Array, config, modalities: Modalities) -> State:
 
 
 def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
-  """`elbo_terms` and `discriminator_loss`, per example; see their docstrings."""
+  """`vae_loss` and `discriminator_loss`, means over a batch with their metrics.
+
+  The first also gives z, and what the discriminators are to tell apart: (generated, real)
+  values by modality.
+  """
   vae, disc = build(config, modalities)
   loss, names = config.loss, sorted(modalities)
   adversarial = make_adversarial(loss.gan, paired=False)
@@ -209,7 +213,7 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   modalities that have no discriminator: given a part, a likelihood wants the mean of all
   that fits, which is right for a word and a blur for a picture, and there the
   discriminator asks for one that is real. What is real to it: the data; or, with
-  `loss.real` "reconstructions", what is decoded from z_all, where data have what no z
+  `loss.real` "reconstructions", what is decoded from z, where data have what no z
   tells (the grain of a background): asked for it, decoders put noise wherever no
   likelihood holds them. The prior moves by a step of EM
   (`models.prior.rate`). Encoders see augmented inputs (`config.augment`); targets are
