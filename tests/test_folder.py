@@ -101,6 +101,18 @@ def test_a_folder_becomes_examples(own, tmp_path):
   assert len({e.fingerprint for e in made.values()}) == 3
 
 
+def test_a_sorted_listing_is_not_read_in_its_order(tmp_path):
+  """Else the first n of a split, which evaluation takes, are of one class."""
+  rows = [{"caption": f"word {i}", "kind": f"k{i // 20}"} for i in range(60)]
+  write_listing(tmp_path / "list.csv", rows)
+  kinds = [row.labels["kind"] for row in listing.read_listing(str(tmp_path)).rows]
+  assert min(kinds[:30].count(kind) for kind in ("k0", "k1", "k2")) >= 5
+  write_listing(tmp_path / "list.csv", rows[::-1])
+  again = [row.caption for row in listing.read_listing(str(tmp_path)).rows]
+  write_listing(tmp_path / "list.csv", rows)
+  assert again == [row.caption for row in listing.read_listing(str(tmp_path)).rows]
+
+
 def test_jsonl_is_csv_and_the_content_is_the_fingerprint(own, tmp_path):
   of_csv = load_all(own, tmp_path)
   (own / "list.csv").unlink()

@@ -165,7 +165,9 @@ def test_report_of_one_modality(tmp_path, family, capsys):
   subsets = [()] if family == "gan" else [(), ("image",)]
   path = tmp_path / "samples" / "step_0000020" / "panel.npz"
   pictures.save_panel(path, panel(subsets, ("image",)), {"step": 20})
-  records.write(tmp_path, 20, [record("kid", 0.5, [], "image")])
+  imagenet = {"name": "efficientnet", "sha256": "cd" * 32}  # reads no labels of ours
+  by = {"judge": None, "extractor": imagenet}
+  records.write(tmp_path, 20, [record("kid", 0.5, [], "image", **by)])
   text = parse(report.write(tmp_path).read_text()).text
   assert "images from the prior" in text and "KID" in text
   assert ("what comes back" in text) == (family == "vae")

@@ -71,9 +71,9 @@ class FolderExamples(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split: str):
     names = {label: self._listing.names(label) for label in self._listing.labels}
-    for row in self._listing.rows:
-      if row.split == split:
-        yield row.line, self._example(row, names)
+    rows = [row for row in self._listing.rows if row.split == split]
+    for place, row in enumerate(rows):  # TFDS keeps examples in the order of their keys
+      yield place, self._example(row, names)
 
   def _example(self, row: Row, names: dict[str, tuple[str, ...]]) -> dict:
     digest = hashlib.sha256(repr((row.caption, row.labels)).encode())
@@ -128,9 +128,10 @@ class FolderExamples(tfds.core.GeneratorBasedBuilder):
 
 
 def folder_key(listing: Listing, **options) -> str:
-  """Names one state of a folder: the listing's text, its files' sizes and times."""
+  """Names one state of a folder: the listing, its order, its files' sizes and times."""
   digest = hashlib.sha256(listing.path.read_bytes())
   digest.update(repr(sorted(options.items())).encode())
+  digest.update(repr([row.line for row in listing.rows]).encode())
   for row in listing.rows:
     for cell in filter(None, (row.image, row.audio)):
       stat = os.stat(listing.folder / cell)

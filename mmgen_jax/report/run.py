@@ -103,11 +103,12 @@ def interval(r: records.Record, dash: str = "–") -> str:
 def judged(r: records.Record) -> str:
   """How often what a record was measured with is right on real examples.
 
-  The least of them, where there are several; "" if nothing judged.
+  The least of them, where there are several; "" if nothing judged, or it is a network
+  that reads no labels.
   """
   by = r.get("judge") or r.get("extractor") or []
   several = isinstance(by, list)
-  shares = [j["accuracy"] for j in by] if several else [by["accuracy"]]
+  shares = [j["accuracy"] for j in (by if several else [by]) if "accuracy" in j]
   return f"{'≥ ' * several}{100 * min(shares):.2f} %" if shares else ""
 
 
