@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 Means = Mapping[str, float]
 _APART = 5.0  # R2 over R1, either way
 _CERTAIN = 0.98  # share of pairs that D has the right way round
+_APART_LOGITS = 0.1  # of real and generated; nearer, D tells nothing apart
 _MEMORISED = 0.5  # of the way from training examples down to generated ones
 _PATIENCE = 10  # times that metrics are logged
 _SILENT = 1e-3  # share of a posterior's precision
@@ -44,10 +45,12 @@ def warnings(means: Means) -> dict[str, str]:
       f"{above:.1%} of real examples are above their generated ones"
       " (gan/real_above_fake): the generator may have stopped learning"
     )
-  names = ("gan/logits_real", "held_out/logits_real", "gan/logits_fake")
+  names = [f"{of}/logits_{x}" for of in ("gan", "held_out") for x in ("real", "fake")]
   if all(name in means for name in names):
-    share = overfitting(*(means[name] for name in names))
-    if share > _MEMORISED:
+    real, fake, real_held_out, fake_held_out = (means[name] for name in names)
+    # Augmentation, which only training has, shifts logits; those of samples tell by what.
+    share = overfitting(real, real_held_out - fake_held_out + fake, fake)
+    if share > _MEMORISED and real - fake > _APART_LOGITS:
       found["overfitting"] = (
         f"held-out examples are {share:.0%} of the way from training to generated ones"
         " in the discriminator's logits: it learns examples by heart; more data or"

@@ -11,6 +11,7 @@ SOUND = {
   "gan/logits_real": 5.0,
   "gan/logits_fake": 3.0,
   "held_out/logits_real": 4.8,
+  "held_out/logits_fake": 3.0,
 }
 
 
@@ -34,6 +35,15 @@ def test_the_overfitting_share_is_where_held_out_examples_are():
 def test_each_failure_is_named(change, what):
   assert health.warnings(SOUND) == {}
   assert list(health.warnings({**SOUND, **change})) == [what]
+
+
+def test_a_shift_of_all_held_out_logits_is_no_overfitting():
+  held_out = {"held_out/logits_real": 2.8, "held_out/logits_fake": 1.0}  # unaugmented
+  assert health.warnings({**SOUND, **held_out}) == {}
+  held_out["held_out/logits_real"] = 1.5
+  assert list(health.warnings({**SOUND, **held_out})) == ["overfitting"]
+  blind = {"gan/logits_real": 3.02, "held_out/logits_real": 2.9}
+  assert health.warnings({**SOUND, **blind}) == {}
 
 
 def test_other_families_are_left_alone():
