@@ -86,6 +86,7 @@ def r3gan(config):
 
 def limited(config):
   config.data.first = 1000
+  config.train_steps, config.save_steps, config.sample_steps = 20_000, 4000, 4000
 
 
 def limited_ada(config):
