@@ -10,9 +10,10 @@ https://arxiv.org/abs/2501.05441: relativistic loss, R1 and R2 at every update.
 Variants: `:conditional` (by digit); `:dcgan` (DCGAN with spectral normalisation and the
 hinge loss; as many updates as take about the same time on a CPU); `:resnet` (SNGAN's
 networks, same loss; slow on a CPU); `:r3gan` (R3GAN's networks, small); `:limited` (the
-first 1,000 images only) and `:limited_ada` (the same, with the augmentation of Karras et
-al., 2020, https://arxiv.org/abs/2006.06676, less its colours); `:published` (the paper's
-networks, batch and schedules for StackedMNIST, 10 million images: for accelerators).
+first 1,000 images only, 20,000 updates) and `:limited_ada` (the same, with the
+augmentation of Karras et al., 2020, https://arxiv.org/abs/2006.06676, less its colours);
+`:published` (the paper's networks, batch and schedules for StackedMNIST, 10 million
+images: for accelerators).
 
 Differences of the small one: residual convolutions on patches of 4 x 4 pixels, a
 generator with group normalisation and tanh, a larger rate, a short burn-in. R3GAN's own

@@ -131,10 +131,8 @@ def evaluate(
   """
   started, data_dir = time.time(), data_dir_of(workdir, data_dir)
   split = config.eval.get("split", "test")
-  train, held_out = (
-    load_split(config, "train", data_dir),
-    load_split(config, split, data_dir),
-  )
+  train = load_split(config, "train", data_dir)
+  held_out = load_split(config, split, data_dir)
   state, step = load_state(config, workdir, held_out.modalities)
   if jax.process_index() != 0:
     return []  # the others had to hear the checkpoint, and are done

@@ -213,11 +213,10 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   modalities that have no discriminator: given a part, a likelihood wants the mean of all
   that fits, which is right for a word and a blur for a picture, and there the
   discriminator asks for one that is real. What is real to it: the data; or, with
-  `loss.real` "reconstructions", what is decoded from z, where data have what no z
-  tells (the grain of a background): asked for it, decoders put noise wherever no
-  likelihood holds them. The prior moves by a step of EM
-  (`models.prior.rate`). Encoders see augmented inputs (`config.augment`); targets are
-  clean.
+  `loss.real` "reconstructions", what is decoded from z, where data have what no z tells
+  (the grain of a background): asked for it, decoders put noise wherever no likelihood
+  holds them. The prior moves by a step of EM (`models.prior.rate`). Encoders see
+  augmented inputs (`config.augment`); targets are clean.
 
   posterior "poe": z ~ q_all, so the alignment term is what teaches q_part to cover
   q_all: after Hwang et al., "Multi-View Representation Learning via Total Correlation
