@@ -51,6 +51,7 @@ def get_config(arg=None):
     "scales": {"image": 1.0},
   }
   config.loss = {"objective": "elbo", "beta": 1.0, "samples": 1, "binarise": True}
+  config.loss.warmup_steps = 0  # of the KL's weight, in the ELBO
   config.optim = common.optim(3e-3, stages=())
   train_for(config, epochs=3280)
   config.eval.update(latents={"examples": 5000, "votes": 0}, sampler="prior")

@@ -59,6 +59,16 @@ def elbo(
   return log_px.astype(jnp.float32) - beta * kl
 
 
+def warm_up(step: Int[Array, ""], *, steps: int) -> Float[Array, ""]:
+  """A weight of the KL: linear up to 1 over so many updates; 1 throughout for 0.
+
+  Latents that the KL would switch off before the decoder uses them stay active: Bowman
+  et al., 2016, section 3.1, https://arxiv.org/abs/1511.06349; Sonderby et al., "Ladder
+  Variational Autoencoders", 2016, section 2.2, https://arxiv.org/abs/1602.02282.
+  """
+  return jnp.minimum((step + 1.0) / max(steps, 1), 1.0)
+
+
 def capacity(
   log_px: Float[Array, "b"],
   kl: Float[Array, "b"],

@@ -59,6 +59,9 @@ def test_weights_on_the_kl():
   np.testing.assert_allclose(got, [-10, -12])
   at = lambda step: ob.capacity_at(jnp.array(step), final_nats=25.0, ramp_steps=100)
   np.testing.assert_allclose([at(0), at(40), at(100), at(900)], [0, 10, 25, 25])
+  weight = lambda step, steps: float(ob.warm_up(jnp.array(step), steps=steps))
+  assert [weight(step, 4) for step in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
+  assert weight(0, 0) == 1.0
 
 
 def test_free_bits_stop_the_pull_on_latents_below():

@@ -121,6 +121,12 @@ def test_at_weights_of_one_beta_tc_is_the_elbo_with_a_sampled_kl():
   close(grads[0].params, grads[1].params, rtol=1e-5)
 
 
+def test_the_weight_of_the_kl_warms_up():
+  _, metrics = compiled(*case("elbo", beta=2.0, warmup_steps=4))
+  want = metrics["vae/logp"] - 0.25 * 2.0 * metrics["vae/kl"]
+  np.testing.assert_allclose(metrics["vae/bound"], want, rtol=1e-5)
+
+
 def test_free_bits_count_the_examples_that_are_there():
   half = (1,) * 4 + (0,) * 4
   _, all_of_half = update(*case("free_bits", half, free_nats=0.0))

@@ -152,7 +152,9 @@ class Pass(NamedTuple):
 
 
 def _elbo(p: Pass):
-  return objectives.elbo(p.log_px.mean(0), p.kl, beta=p.config.loss.beta)
+  loss = p.config.loss
+  beta = loss.beta * objectives.warm_up(p.step, steps=loss.get("warmup_steps", 0))
+  return objectives.elbo(p.log_px.mean(0), p.kl, beta=beta)
 
 
 def _capacity(p: Pass):

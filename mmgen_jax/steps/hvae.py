@@ -75,9 +75,8 @@ def _noise(keys: Key[Array, "b"], size: int) -> Float[Array, "b n"]:
 def make_train_step(config, modalities: Modalities) -> Callable:
   """`train_step(state, batch, key, *, axis=None) -> (state, metrics)`.
 
-  Ascends log p(x | z) - beta sum_g KL_g, where beta rises linearly to 1 over
-  `config.loss.warmup_steps` (Sonderby et al., "Ladder Variational Autoencoders", 2016,
-  https://arxiv.org/abs/1602.02282), and a group whose mean KL is below
+  Ascends log p(x | z) - beta sum_g KL_g, where beta rises to 1 over
+  `config.loss.warmup_steps` (`objectives.warm_up`), and a group whose mean KL is below
   `config.loss.free_nats` feels no pull (then the bound is over the batch). An update
   whose gradient norm is above `config.loss.skip_norm` is left out (Child, 2021, section
   3.1, https://arxiv.org/abs/2011.10650).
@@ -105,7 +104,7 @@ def make_train_step(config, modalities: Modalities) -> Callable:
       total, count = pmean((groups.mean(1), has.mean()), axis)
       floor = jnp.maximum(total / jnp.maximum(count, 1e-9), options.free_nats)
       pulled = jnp.where(has, floor.sum(), 0.0)
-    beta = jnp.minimum((step + 1.0) / max(options.warmup_steps, 1), 1.0)
+    beta = objectives.warm_up(step, steps=options.warmup_steps)
     bound = objectives.elbo(log_px, pulled, beta=beta)
     terms = {"bound": bound, "logp": log_px, "kl": kl, "elbo": log_px - kl}
     terms |= {f"kl_{side}": groups[at].sum(0) for side, at in vae.places().items()}
