@@ -159,18 +159,20 @@ def test_report_stands_alone_and_escapes(tmp_path):
   assert page.count("data:image/png;base64,") > 50
 
 
-@pytest.mark.parametrize("family", ["gan", "vae"])
-def test_report_of_one_modality(tmp_path, family, capsys):
+@pytest.mark.parametrize(
+  "family, subsets", [("gan", [()]), ("vae", [(), ("image",)]), ("vq", [("image",)])]
+)
+def test_report_of_one_modality(tmp_path, family, subsets, capsys):
   start(tmp_path, family)
-  subsets = [()] if family == "gan" else [(), ("image",)]
   path = tmp_path / "samples" / "step_0000020" / "panel.npz"
   pictures.save_panel(path, panel(subsets, ("image",)), {"step": 20})
   imagenet = {"name": "efficientnet", "sha256": "cd" * 32}  # reads no labels of ours
   by = {"judge": None, "extractor": imagenet}
   records.write(tmp_path, 20, [record("kid", 0.5, [], "image", **by)])
   text = parse(report.write(tmp_path).read_text()).text
-  assert "images from the prior" in text and "KID" in text
-  assert ("what comes back" in text) == (family == "vae")
+  assert ("images from the prior" in text) == (() in subsets) and "KID" in text
+  assert ("what comes back" in text) == (("image",) in subsets)
+  assert "by training step" in text
   assert "KID, prior -> image" in capsys.readouterr().out
 
 

@@ -73,7 +73,7 @@ def _coherence_chart(run: Run) -> str:
 
 
 def _strips(run: Run) -> str:
-  """The same latents, and the same captions, at several steps."""
+  """The same latents (or, without a prior, images) and captions, at several steps."""
   growth = run.growth
   if not growth:
     return ""
@@ -81,7 +81,8 @@ def _strips(run: Run) -> str:
   chosen = sorted({round(i * (n - 1) / max(1, STRIPS - 1)) for i in range(STRIPS)})
   last, parts = growth[-1][0], []
   pictured = [k for k in sorted(last.made) if last.kinds[k] != "text"]
-  wanted = [((), name) for name in pictured[:1]]
+  first = () if () in last.subsets else max(last.subsets, key=len)
+  wanted = [(first, name) for name in pictured[:1]]
   across = pictures.directions(last)
   wanted += [(g, t) for g, t in across if last.kinds[g[0]] == "text" and t in pictured][
     :1
