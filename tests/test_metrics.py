@@ -108,6 +108,12 @@ def test_mmd_is_the_double_loop():
   np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
+def test_kid_of_reconstructions_is_no_lower_than_of_other_examples():
+  x, y = np.random.default_rng(0).normal(size=(2, 1000, 4))
+  apart, alike = frechet.kid(x, y, block_size=25), frechet.kid(x, x, block_size=25)
+  assert abs(alike.value - apart.value) < 4 * apart.standard_error
+
+
 def test_kid_is_unbiased_and_its_error_honest():
   rng = np.random.default_rng(0)
   runs = [frechet.kid(*rng.normal(size=(2, 200, 4)), block_size=25) for _ in range(200)]

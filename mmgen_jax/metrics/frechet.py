@@ -171,12 +171,17 @@ def kid(
   unbiased MMD^2 with a cubic polynomial kernel. The blocks are disjoint, so they are
   independent and the standard error is honest (the paper draws overlapping ones). Sets
   that are ordered must be shuffled first. One block has no standard error: nan.
+
+  A block of `x` meets the next one of `y`: row i of `x` may be made of row i of `y`, as
+  its reconstruction, and the estimate is of independent samples. (One block meets
+  itself, and is then biased downwards.)
   """
   size = min(block_size, len(x), len(y))
   count = min(len(x), len(y)) // size if size else 0
   if count == 0:
     raise ValueError(f"KID needs examples on each side, got {len(x)} and {len(y)}")
   cut = [slice(i * size, (i + 1) * size) for i in range(count)]
-  values = np.array([unbiased_mmd2(x[block], y[block]) for block in cut])
+  pairs = zip(cut, [*cut[1:], cut[0]], strict=True)
+  values = np.array([unbiased_mmd2(x[one], y[other]) for one, other in pairs])
   error = values.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
   return Kid(float(values.mean()), float(error), count)
