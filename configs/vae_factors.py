@@ -63,12 +63,16 @@ def plain(config):
 
 def tc(config):
   config.loss.update(
-    objective="tc", tc_weights=(1.0, 6.0, 1.0), examples=IMAGES, stratified=True
+    objective="tc",
+    beta=1.0,
+    tc_weights=(1.0, 6.0, 1.0),
+    examples=IMAGES,
+    stratified=True,
   )
 
 
 def factor(config):
-  config.loss.update(objective="factor", gamma=10.0)
+  config.loss.update(objective="factor", beta=1.0, gamma=10.0)
   config.model.disc_hidden = (1000,) * 6
   config.disc_optim = common.optim(1e-4, b1=0.5, b2=0.9)
 

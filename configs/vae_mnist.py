@@ -69,7 +69,7 @@ def train_for(config, epochs, batch_size=250):
   config.save_steps = config.sample_steps = steps // 10
   config.log_steps = 1000
   config.optim.update(
-    decay="cosine", decay_steps=steps, end_factor=0.01, warmup_steps=500
+    decay="cosine", decay_steps=steps, end_factor=0.01, warmup_steps=500, stages=()
   )
 
 
@@ -93,9 +93,11 @@ def beta4(config):
 
 
 def capacity(config):
-  steps = config.train_steps // 3
   config.loss.update(
-    objective="capacity", gamma=1000.0, capacity_nats=25.0, capacity_steps=steps
+    objective="capacity",
+    gamma=1000.0,
+    capacity_nats=25.0,
+    capacity_share=1 / 3,  # of the updates, until all of them are let through
   )
 
 

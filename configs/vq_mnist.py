@@ -59,7 +59,7 @@ def fsq(config):
 def vqgan(config):
   config.loss.update(
     gan_weight=0.8,
-    start=config.train_steps // 2,
+    start_share=0.5,  # of the updates, before the discriminator pulls
     gan="hinge",
     r1_gamma=1.0,
     r1_fraction=4,

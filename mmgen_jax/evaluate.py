@@ -187,7 +187,11 @@ def evaluate(
 def _likelihood(config, samples: Samples) -> str:
   """What a run's log-likelihoods are of: modalities, family, noise."""
   m, loss = config.model.to_dict(), config.loss.to_dict()
-  noise = {k: m[k] for k in ("likelihood", "scales", "learned_scale") if k in m}
+  fields = ("likelihood", "scales", "learned_scale", "source", "grey_levels")
+  noise = {k: m[k] for k in fields if k in m}
+  if m.get("source") == "codes":
+    coder = config.coder.model.to_dict()
+    noise = {"source": "codes", **{k: coder[k] for k in ("levels", "codes", "scales")}}
   noise |= {"binarise": True} if loss.get("binarise") else {}
   return json.dumps([sorted(samples.values), noise], sort_keys=True)
 

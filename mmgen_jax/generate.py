@@ -26,7 +26,8 @@ class Samples(NamedTuple):
     values: {modality: stored form [s, n, ...]}.
     errors: {modality: {"mse", "mae" or "token_accuracy": float32 [s, n]}} against the
       example's own value, in model space.
-    losses: {name: float32 [n]} of the evaluation step.
+    losses: {name: float32 [k]} of the evaluation step; of a model of one modality, only
+      of the examples that have it.
   """
 
   subsets: list[Subset]
@@ -71,7 +72,7 @@ def make_sampler(
   generate = family.make_generate(config, modalities)
   eval_step = family.make_eval_step(config, modalities)
   subsets = [tuple(s) for s in family.subsets(config, modalities)]
-  names = sorted(modalities)
+  names, modelled = sorted(modalities), config.model.get("modality", "")
   givens = np.array([[name in s for name in names] for s in subsets], bool)
   mesh = make_mesh(jax.local_devices())
   batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -116,6 +117,9 @@ def make_sampler(
     values = jax.tree.map(join(1), *[p[0] for p in parts])
     errors = jax.tree.map(join(1), *[p[1] for p in parts])
     losses = jax.tree.map(join(0), *[p[2] for p in parts])
+    if modelled:
+      there = examples.present[modelled][indices]
+      losses = {name: x[there] for name, x in losses.items()}
     return Samples(subsets, values, errors, losses)
 
   return sampler

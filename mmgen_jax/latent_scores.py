@@ -96,15 +96,20 @@ def use_entries(codes: Codes) -> list[Entry]:
 def probe_entries(train: Codes, labels, test: Codes, test_labels) -> list[Entry]:
   """Accuracy of a linear probe and of five neighbours, by label."""
   out = []
-  for name, known in labels.items():
-    data, n = (train.mean, known, test.mean), len(test.mean)
-    how = {"target": name, "learned_from": len(known)}
+  for name, values in labels.items():
+    # A folder's labels are -1 where a cell is empty.
+    known, asked = values >= 0, test_labels[name] >= 0
+    if not known.any() or not asked.any():
+      continue
+    data = train.mean[known], values[known], test.mean[asked]
+    truth, n = test_labels[name][asked], int(asked.sum())
+    how = {"target": name, "learned_from": int(known.sum())}
     probes = (
       ("linear_probe", representation.linear_probe(*data)),
       ("neighbours", representation.nearest_neighbours(*data)),
     )
     for metric, read in probes:
-      right = (read == test_labels[name]).mean()
+      right = (read == truth).mean()
       out.append(_entry(f"latents/{metric}", right, n, **how))
   return out
 
@@ -186,8 +191,7 @@ def measure(
   name = config.model.modality
   encode = make_encode(config, held_out.modalities)
   decode = interpret.make_decode(config, held_out.modalities)
-  rows = np.arange(min(asked.examples, len(train)))
-  test_rows = np.arange(min(asked.examples, len(held_out)))
+  rows, test_rows = (there(x, name, asked.examples) for x in (train, held_out))
   stored = held_out.columns[name].take(test_rows)
   test_labels = {k: v[test_rows] for k, v in held_out.labels.items()}
   codes = encode(params, stored)
@@ -209,6 +213,11 @@ def measure(
   return out
 
 
+def there(examples: Examples, name: str, count: int) -> Int[np.ndarray, " n"]:
+  """The first `count` examples that have the modality."""
+  return np.flatnonzero(examples.present[name])[:count]
+
+
 def fit_sampler(config, params, train: Examples) -> dict:
   """`params`, and what `config.eval.sampler` says is sampled in the prior's place.
 
@@ -223,11 +232,17 @@ def fit_sampler(config, params, train: Examples) -> dict:
     return params
   if not applies(config):
     raise ValueError(f"eval.sampler = {name!r} is for VAEs of Gaussian posteriors")
-  count = min(config.eval.get("sampler_examples", 10_000), len(train))
-  stored = train.columns[config.model.modality].take(np.arange(count))
-  codes = make_encode(config, train.modalities)(params, stored)
+  modality = config.model.modality
+  rows = there(train, modality, config.eval.get("sampler_examples", 10_000))
+  codes = make_encode(config, train.modalities)(
+    params, train.columns[modality].take(rows)
+  )
   components = config.eval.get("sampler_components", 500 if name == "vamp" else 50)
   fitted = latents.fit(
-    name, codes.mean, codes.logvar, components=min(components, count), seed=config.seed
+    name,
+    codes.mean,
+    codes.logvar,
+    components=min(components, len(rows)),
+    seed=config.seed,
   )
   return {**params, "sampler": fitted}

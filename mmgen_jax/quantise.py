@@ -70,10 +70,12 @@ def move(
   Van den Oord et al., 2017, appendix A.1, eq. 6-8; Razavi, van den Oord and Vinyals,
   "Generating Diverse High-Fidelity Images with VQ-VAE-2", 2019, eq. 3,
   https://arxiv.org/abs/1906.00446. A code that nothing is assigned to stays where it is,
-  as count and total shrink together.
+  as count and total shrink together, down to a count of 1e-6.
   """
   mix = lambda old, new: decay * old + (1.0 - decay) * new
-  return {name: mix(codebook[name], batch[name]) for name in codebook}
+  count, total = (mix(codebook[name], batch[name]) for name in ("count", "total"))
+  least = jnp.maximum(count, 1e-6)
+  return {"count": least, "total": total * (least / jnp.maximum(count, 1e-30))[:, None]}
 
 
 def shares(codebook: dict[str, Array]) -> Float[Array, "k"]:
@@ -123,7 +125,7 @@ class Fsq(NamedTuple):
   https://arxiv.org/abs/2309.15505.
 
   Attributes:
-    levels: of each channel, at least 2; their product is the number of codes.
+    levels: of each channel, at least 3; their product is the number of codes.
   """
 
   levels: Sequence[int]

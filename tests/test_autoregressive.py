@@ -71,7 +71,7 @@ def test_a_prior_over_codes_learns_and_leaves_its_coder_alone(tmp_path):
   rest = vq.make_eval_step(config.coder, modalities)(state.ema, batch, KEY)["logp"]
   np.testing.assert_allclose(terms["elbo"], terms["logp"] + rest, rtol=1e-5)
   bits = -terms["logp"] / (4 * math.log(2))
-  np.testing.assert_allclose(terms["bits_per_dimension"], bits, rtol=1e-5)
+  np.testing.assert_allclose(terms["bits_per_code"], bits, rtol=1e-5)
 
   generate = jax.jit(autoregressive.make_generate(config, modalities))
   made = generate(state.ema, batch, jnp.zeros(3, bool), KEY)["image"]

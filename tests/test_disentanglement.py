@@ -122,6 +122,8 @@ def test_a_variance_scaled_latent_is_as_good():
   noise = np.random.default_rng(0)
   represent = lambda v: (v + 0.1 * noise.normal(size=v.shape)) * [100.0, 1.0, 1.0]
   assert shared_factor.factor_vae_score(represent, SIZES, **FEW) > 0.99
+  small = lambda v: 0.1 * v  # deviations of .08 to .14, variances under .02
+  assert shared_factor.factor_vae_score(small, SIZES, **FEW) == 1.0
   dead = lambda v: np.zeros((len(v), 3))
   assert shared_factor.factor_vae_score(dead, SIZES, **FEW) == 0.0
 

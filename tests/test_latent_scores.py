@@ -1,12 +1,14 @@
 """Scores of latents, traversals and fitted samplers, on a model that fits in a test."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import tiny
 
-from mmgen_jax import interpret, latent_scores, report
+from mmgen_jax import generate, interpret, latent_scores, report
 from mmgen_jax.data import factors, modality
 from mmgen_jax.data.examples import Column, Examples
 from mmgen_jax.models import latents
@@ -57,6 +59,40 @@ def test_what_is_measured_is_read_from_the_codes(trained, tmp_path):
   page = section(run)
   assert page.count("<img") == shown.tiles.shape[0] * shown.tiles.shape[1]
   assert "linear probe" in page and "anomaly auroc" in page
+
+
+def test_rows_without_a_picture_or_a_label_do_not_count(trained, tmp_path):
+  config, params, *whole = trained
+
+  def with_gaps(x):
+    """Every third row has no picture, every fifth of the others no label."""
+    there = np.arange(len(x)) % 3 > 0
+    blank = np.where(there[:, None, None, None], x.columns["image"].values, 0)
+    labels = dict(x.labels)
+    labels["bar"] = np.where(np.arange(len(x)) % 5 > 0, x.labels["bar"], -1)
+    columns = {"image": Column(blank, present=there)}
+    return dataclasses.replace(x, columns=columns, labels=labels)
+
+  def without(x):
+    rows = np.flatnonzero(x.present["image"])
+    columns = {"image": Column(x.columns["image"].take(rows))}
+    labels = {k: v[rows] for k, v in x.labels.items()}
+    return dataclasses.replace(x, columns=columns, labels=labels)
+
+  path, say = tmp_path / "latents.npz", lambda message: None
+  gaps = [with_gaps(x) for x in whole]
+  found = latent_scores.measure(config, params, *gaps, path, say)
+  want = latent_scores.measure(config, params, *map(without, gaps), path, say)
+  assert found == want
+  by = {(e["metric"].split("/")[1], e["target"]): e for e in found}
+  assert by["kl", None]["samples"] == 60
+  assert by["linear_probe", "bar"]["samples"] == 48
+  assert by["linear_probe", "bar"]["value"] > 0.9
+  sampler = generate.make_sampler(config, OF, batch_size=50)
+  losses = [
+    sampler(params, x, np.arange(len(x)), 0).losses["elbo"] for x in (gaps[1], whole[1])
+  ]
+  np.testing.assert_array_equal(losses[0], losses[1][np.arange(90) % 3 > 0])
 
 
 def test_codes_do_not_depend_on_the_batch(trained):

@@ -40,6 +40,9 @@ def test_a_code_that_nothing_is_assigned_to_stays():
   after = vq.move(before, vq.assignments(ids, jnp.asarray(Z), 2), 0.9)
   np.testing.assert_allclose(vq.codes_of(after)[1], vq.codes_of(before)[1], rtol=1e-6)
   assert after["count"][1] == pytest.approx(1.8)
+  for _ in range(400):  # 0.5^400 is no float32
+    after = vq.move(after, vq.assignments(ids, jnp.asarray(Z), 2), 0.5)
+  np.testing.assert_allclose(vq.codes_of(after)[1], vq.codes_of(before)[1], rtol=1e-4)
   # What has no id (past the end) counts for nothing.
   none = vq.assignments(ids + 2, jnp.asarray(Z), 2)
   assert not none["count"].any() and not none["total"].any()

@@ -16,7 +16,7 @@ TC = {"objective": "tc", "tc_weights": (1.0, 6.0, 1.0), "examples": 50}
 CASES = {  # name: (loss, model)
   "elbo": ({}, {}),
   "capacity": (
-    {"objective": "capacity", "gamma": 9.0, "capacity_nats": 2.0, "capacity_steps": 2},
+    {"objective": "capacity", "gamma": 9.0, "capacity_nats": 2.0, "capacity_share": 0.002},
     {},
   ),
   "free_bits": ({"objective": "free_bits", "free_nats": 0.01}, {}),
@@ -204,4 +204,9 @@ def test_what_does_not_fit_is_refused():
   refused("pseudo_inputs must be 0", "stratified", {"pseudo_inputs": 3})
   refused("flow_layers must be 0", "free_bits", {"flow_layers": 2, "flow_hidden": 4})
   refused("'gaussian' likelihood, got 'bernoulli'", "elbo", {"learned_scale": True})
+  for prior in ({"pseudo_inputs": 3}, {"flow_layers": 2, "flow_hidden": 4}):
+    refused("must be 0", "capacity", prior)
+  refused("nothing missing", "factor", data={"missing": {"image": 0.5}})
+  for loss in ({"beta": 4.0}, {"warmup_steps": 9}):
+    refused("they must be 1 and 0", "iwae", loss=loss)
   refused("model.net must be 'conv'", "elbo", {"net": "unet"})

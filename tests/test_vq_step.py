@@ -12,7 +12,7 @@ from mmgen_jax.models.layers import apply
 from mmgen_jax.steps import vq
 
 KEY = jax.random.key(0)
-GAN = {"gan_weight": 0.5, "start": 2, "gan": "hinge"}
+GAN = {"gan_weight": 0.5, "start_share": 0.002, "gan": "hinge"}
 
 
 def case(levels=(), **loss):

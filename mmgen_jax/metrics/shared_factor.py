@@ -47,8 +47,8 @@ def factor_vae_score(
 
   Kim and Mnih, "Disentangling by Factorising", 2018, section 4,
   https://arxiv.org/abs/1802.05983: variances relative to those over all data, a
-  majority vote; latents of variance under `prune` take no part, and without any the
-  score is 0.
+  majority vote; latents of a deviation under `prune` take no part (Locatello et al.,
+  2019, https://arxiv.org/abs/1811.12359), and without any the score is 0.
 
   Args:
     represent: factors [n k] -> codes [n z].
@@ -56,12 +56,12 @@ def factor_vae_score(
     votes: batches to learn the majority from.
     test_votes: batches to score.
     batch: examples in each.
-    prune: least variance over 10,000 random examples.
+    prune: least standard deviation over 10,000 random examples.
     seed: of what is drawn.
   """
   rng = np.random.default_rng(seed)
   spread = np.asarray(represent(_draw(rng, sizes, (10_000,)))).var(0, ddof=1)
-  active = np.flatnonzero(spread >= prune)
+  active = np.flatnonzero(np.sqrt(spread) >= prune)
   if not len(active):
     return 0.0
 

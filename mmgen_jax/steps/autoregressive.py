@@ -205,8 +205,8 @@ def make_train_step(config, modalities: Modalities) -> Callable:
 def make_eval_step(config, modalities: Modalities) -> Callable:
   """`eval_step(params, batch, key)` -> `logp`, `bits_per_dimension` per example.
 
-  Of the integers. With codes, `elbo` too: log p(codes) + log p(x | codes), a bound on
-  log p(x) as the coder is deterministic.
+  Of the integers. With codes, `bits_per_code` in its place, and `elbo`: log p(codes) +
+  log p(x | codes), a bound on log p(x) as the coder is deterministic.
   """
   log_prob = _make_log_prob(config, modalities)
   _, of = build(config, modalities)
@@ -215,9 +215,11 @@ def make_eval_step(config, modalities: Modalities) -> Callable:
     keys = example_keys(key, len(batch["index"]), None)
     values, x, has, logp = log_prob(params, batch, keys)
     bits = -logp / (math.prod(of.shape) * math.log(2))
-    terms = {"logp": logp, "bits_per_dimension": bits}
-    if of.log_rest is not None:
-      terms["elbo"] = logp + of.log_rest(params, values, x)
+    if of.log_rest is None:
+      terms = {"logp": logp, "bits_per_dimension": bits}
+    else:
+      elbo = logp + of.log_rest(params, values, x)
+      terms = {"logp": logp, "bits_per_code": bits, "elbo": elbo}
     return {k: jnp.where(has, v, 0.0) for k, v in terms.items()}
 
   return eval_step

@@ -160,7 +160,9 @@ def _elbo(p: Pass):
 def _capacity(p: Pass):
   loss = p.config.loss
   target = objectives.capacity_at(
-    p.step, final_nats=loss.capacity_nats, ramp_steps=loss.capacity_steps
+    p.step,
+    final_nats=loss.capacity_nats,
+    ramp_steps=round(loss.capacity_share * p.config.train_steps),
   )
   return objectives.capacity(
     p.log_px.mean(0), p.kl, gamma=loss.gamma, target_nats=target
@@ -251,7 +253,7 @@ OBJECTIVES: dict[str, Callable[[Pass], Float[Array, "b"]]] = {
   "factor": _factor,
 }
 OVER_THE_BATCH = ("free_bits", "tc", "factor")
-OF_THE_STANDARD_PRIOR = ("free_bits", "tc")
+OF_THE_STANDARD_PRIOR = ("capacity", "free_bits", "tc")
 
 
 def make_objective(config) -> Callable[[Pass], Float[Array, "b"]]:
@@ -271,10 +273,17 @@ def make_objective(config) -> Callable[[Pass], Float[Array, "b"]]:
       f" {config.accumulate}"
     )
   samples = config.loss.get("samples", 1)
-  if name in ("tc", "factor") and (samples != 1 or config.data.missing_rate):
+  missing = config.data.missing_rate or dict(config.data.get("missing", {}))
+  if name in ("tc", "factor") and (samples != 1 or missing):
     raise ValueError(
-      f"loss.objective {name!r} takes loss.samples = 1 and data.missing_rate = 0, got"
-      f" {samples} and {config.data.missing_rate}"
+      f"loss.objective {name!r} takes loss.samples = 1 and nothing missing from"
+      f" `data`, got {samples} and {missing}"
+    )
+  beta, warmup = config.loss.get("beta", 1.0), config.loss.get("warmup_steps", 0)
+  if name != "elbo" and (beta != 1.0 or warmup):
+    raise ValueError(
+      f"loss.beta and loss.warmup_steps are of the 'elbo': with {name!r} they must be 1"
+      f" and 0, got {beta} and {warmup}"
     )
   for prior in ("pseudo_inputs", "flow_layers"):
     if name in OF_THE_STANDARD_PRIOR and config.model.get(prior, 0):

@@ -144,7 +144,7 @@ def make_losses(
     if with_gan:
       d = rest["discriminator"]
       weight = balance(params, d, features, x, has, axis)
-      weight *= loss.gan_weight * (step >= loss.start)
+      weight *= loss.gan_weight * (step >= loss.start_share * config.train_steps)
       terms |= {"fool": fool(d, outputs, has), "gan_weight": weight}
       total += weight * terms["fool"]
     used = jnp.where(has[:, None, None], ids, coder.codes)  # past the end: none
@@ -187,8 +187,8 @@ def make_step(
   Oord et al., 2017, eq. 3, in nats and sums over positions); the code book moves by
   averages (`quantise.move`) and its dead codes are revived. FSQ has neither. With
   `config.loss.gan_weight` a discriminator learns from the first step on what is
-  reconstructed, and pulls at the decoder from step `config.loss.start` on, by the
-  `adaptive_weight` (Esser et al., 2021).
+  reconstructed, and pulls at the decoder after the share `config.loss.start_share` of
+  the updates, by the `adaptive_weight` (Esser et al., 2021).
 
   Args:
     config: of the run.
