@@ -16,7 +16,12 @@ TC = {"objective": "tc", "tc_weights": (1.0, 6.0, 1.0), "examples": 50}
 CASES = {  # name: (loss, model)
   "elbo": ({}, {}),
   "capacity": (
-    {"objective": "capacity", "gamma": 9.0, "capacity_nats": 2.0, "capacity_share": 0.002},
+    {
+      "objective": "capacity",
+      "gamma": 9.0,
+      "capacity_nats": 2.0,
+      "capacity_share": 0.002,
+    },
     {},
   ),
   "free_bits": ({"objective": "free_bits", "free_nats": 0.01}, {}),
