@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 LATENT, WIDTH, FEATURES, SIDE, PATCH = 32, 32, 128, 28, 4
-SCALE, BETA, RATE = 0.75, 2.5, 1e-3
+SCALE, RATE = 0.75, 1e-3
 GROUPS = 8
 
 
@@ -109,7 +109,7 @@ def theirs(args):
     input_dims=dict.fromkeys(names, (3, SIDE, SIDE)),
     decoders_dist=dict.fromkeys(names, "laplace"),
     decoder_dist_params={n: {"scale": SCALE} for n in names},
-    beta=BETA,
+    beta=given["beta"],
   )
   model = MoPoE(config, {n: Encoder() for n in names}, {n: Decoder() for n in names})
   device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -259,6 +259,7 @@ def main():
         np.save(folder / f"train_{n}.npy", train.columns[n].take(np.arange(len(train))))
         np.save(folder / f"test_{n}.npy", test.columns[n].take(indices))
       told = {"names": sorted(train.modalities), "subsets": subsets}
+      told["beta"] = config.loss.beta  # of MoPoE, which is the first
       (folder / "given.json").write_text(json.dumps(told))
     found = coherence(setting, samples.values, samples.subsets)
     results[f"ours: {name}"]["coherence"] = found
