@@ -16,6 +16,7 @@ two CPU cores. Of sprites one combination of attributes in five is never trained
 |---|---|---|
 | GAN, VAE | of images alone | of the last update |
 | GAN + EMA, VAE + EMA | the same runs | averaged over updates |
+| VAE, mixture prior | the encoder, decoder and prior of model fusion, no GAN | last |
 | VAE soup | mean of three continuations of a VAE, at three rates | averaged |
 | feature fusion | encoders of all modalities, one posterior | last |
 | model fusion | VAE and GAN in one, of images alone | last |
@@ -84,6 +85,8 @@ def get_sweep(arg=None):
     last("GAN", trial("GAN + EMA", "gan"), baseline=True)
     vae = trial("VAE + EMA", "vae")
     last("VAE", vae, baseline=True)
+    mixture = trial("VAE, mixture prior + EMA", "mixture")
+    last("VAE, mixture prior", mixture, baseline=True)
     rates = [
       trial(
         f"VAE + EMA, {more} more at {rate:g}",
@@ -172,6 +175,7 @@ def vae(data):
   """ELBO of images, N(0, I)."""
   config = _base("vae", data)
   _networks(config, data)
+  del config.model.prior_components
   config.model.modality = _picture(data)
   config.loss.beta = 1.0
   return config
@@ -203,6 +207,13 @@ def models(data):
   config = every(data)
   with config.data.options.unlocked():
     config.data.options.modalities = config.loss.adversarial
+  return config
+
+
+def mixture(data):
+  """A VAE of images alone, with fusion's learned prior."""
+  config = models(data)
+  config.loss.adversarial = ()
   return config
 
 
@@ -248,7 +259,7 @@ def hear(data):
 
 
 METHODS = {"gan": gan, "vae": vae, "features": features, "models": models, "all": every}
-METHODS |= {"recognise": recognise, "see": see, "hear": hear}
+METHODS |= {"mixture": mixture, "recognise": recognise, "see": see, "hear": hear}
 
 
 def long(config):
@@ -262,6 +273,7 @@ def smoke(config):
   config.model.features = 8
   if "disc_widths" in config.model:
     config.model.disc_widths.update({"image": 8, "audio": 8})
+  if "prior_components" in config.model:
     config.model.prior_components = 4
   if config.data.name == "sprites":
     config.data.options.update(

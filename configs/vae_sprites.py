@@ -13,6 +13,7 @@ def get_config(arg=None):
   config.save_steps = config.sample_steps = 400
   config.data.options = {"level": 3, "size": 32, "train_examples": 10_000}
   config.model = common.fusion_model()
+  del config.model.prior_components
   config.model.modality = "image"
   config.loss.beta = 1.0
   config.optim = common.optim(

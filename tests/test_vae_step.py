@@ -214,4 +214,5 @@ def test_what_does_not_fit_is_refused():
   refused("nothing missing", "factor", data={"missing": {"image": 0.5}})
   for loss in ({"beta": 4.0}, {"warmup_steps": 9}):
     refused("they must be 1 and 0", "iwae", loss=loss)
+  refused("prior_components = 3 is of", "elbo", {"prior_components": 3})
   refused("model.net must be 'conv'", "elbo", {"net": "unet"})

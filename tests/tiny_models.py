@@ -68,6 +68,8 @@ def tiny(family, **changes):
     codebook_decay=0.9,
     dead_below=0.1,
   )
+  if family == "vae":
+    config.model.prior_components = 1
   if family == "alignment":
     config.loss.update(objective="siglip", same=("digit",))
   if family == "extension":

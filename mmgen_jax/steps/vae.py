@@ -31,9 +31,15 @@ def build(config, modalities: Modalities) -> MultimodalVAE | MLPVAE:
   `config.model.likelihood`, where it is there, takes the place of what the data set says.
 
   Raises:
-    ValueError: if the data set has no such modality, or there is no such network.
+    ValueError: if the data set has no such modality, or there is no such network; for a
+      mixture as the prior, which only the fusion step learns.
   """
   m, dtype = config.model, jnp.bfloat16 if config.bfloat16 else jnp.float32
+  if (components := m.get("prior_components", 1)) != 1:
+    raise ValueError(
+      f"model.prior_components = {components} is of the family 'fusion'; of a 'vae'"
+      " the prior is N(0, I), model.pseudo_inputs or model.flow_layers"
+    )
   named = with_likelihood(config, only(modalities, m.modality))
   net, one = m.get("net", "conv"), named[m.modality]
   if net == "mlp" and one.kind != "text":
