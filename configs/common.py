@@ -39,11 +39,15 @@ def defaults(family: str) -> Any:
       "loss": {},
       "optim": optim(1e-3),
       "eval": {
+        "split": "test",  # or "validation", "train", another that the data set has
         "num_examples": 3000,
         "batch_size": 500,
         "bootstrap": 1000,
         "extractor": "",  # of images' features; or "efficientnet_lite0",
         # "inception:PATH"; "": the classifier that the project trains
+        # Log-likelihoods by K importance samples (0: none), `chunk` of them in memory.
+        "likelihood": {"samples": 0, "chunk": 50, "examples": 1000},
+        "truncation": 0.0,  # of a GAN's noise, to +- so much; 0: none
       },
     }
   )
@@ -84,6 +88,42 @@ def fusion_loss() -> Any:
       "r1_fraction": 4,  # R1 on one example in so many
     }
   )
+
+
+def gan_loss(**changes) -> Any:
+  """Weights of a GAN, all off unless `changes` say otherwise.
+
+  See `mmgen_jax.steps.gan_losses.make_losses`.
+  """
+  return ConfigDict(
+    {
+      "gan": "relativistic",  # a name in mmgen_jax.losses.ADVERSARIAL
+      "r1_gamma": 0.0,  # twice the weight of R1; with burn_in, as burn_in.gamma starts
+      "r2": False,  # R2 too, at the weight of R1
+      "r1_fraction": 1,  # R1 and R2 on one pair in so many
+      "wasserstein": 0.0,  # weight of (slope - 1)^2
+      "every": 1,  # penalties at every so many-th update only
+      "lecam": 0.0,
+      "consistency": {"real": 0.0, "fake": 0.0, "ops": ("mirror", "translation")},
+      "auxiliary": 0.0,  # of the classifier of model.label
+      "contrastive": 0.0,  # of pictures and model.condition
+      "mismatch": 0.0,  # of real examples under wrong conditions
+      **changes,
+    }
+  )
+
+
+def burn_in(config: Any, **changes) -> None:
+  """A GAN's schedules: `images`, and a (start, end) each, half a cosine in between.
+
+  What they replace, rates, decays and `loss.r1_gamma`, gets their starts: anything else
+  there is refused (`mmgen_jax.schedules.check_replaced`).
+  """
+  config.burn_in = now = ConfigDict({**config.get("burn_in", {}), **changes})
+  for optimizer in (config.optim, config.disc_optim):
+    optimizer.learning_rate, optimizer.b2 = now.learning_rate[0], now.b2[0]
+  config.loss.r1_gamma, start = now.gamma[0], now.half_life_images[0]
+  config.ema_decay = 2.0 ** (-config.batch_size / start) if start else 0.0
 
 
 def conv_networks(width: int, features: int = 128) -> dict:

@@ -52,7 +52,7 @@ def get_config(arg=None):
   )
   config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
   config.eval.update(num_examples=1000, batch_size=100, subsets="ring")
-  config.eval.likelihood = {"samples": 0, "chunk": 50, "examples": 100}
+  config.eval.likelihood.examples = 100
   return common.variant(
     config,
     arg,

@@ -54,7 +54,8 @@ def get_config(arg=None):
   config.loss.warmup_steps = 0  # of the KL's weight, in the ELBO
   config.optim = common.optim(3e-3, stages=())
   train_for(config, epochs=3280)
-  config.eval.update(latents={"examples": 5000, "votes": 0}, sampler="prior")
+  config.eval.update(latents={"examples": 5000, "votes": 0})
+  config.eval.update(sampler="prior", sampler_examples=10_000, sampler_components=50)
   variants = [iwae5, iwae50, dreg50, beta4, capacity, free_bits, tc, factor, vamp]
   variants += [flow, sigma, conv, short, published, smoke]
   named = {variant.__name__: variant for variant in variants}

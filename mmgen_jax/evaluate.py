@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -33,8 +33,9 @@ from mmgen_jax import (
 from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
 from mmgen_jax.data.examples import Examples
+from mmgen_jax.data.modality import to_model
 from mmgen_jax.generate import Samples, make_sampler
-from mmgen_jax.metrics import judges, pretrained
+from mmgen_jax.metrics import judges, multimodal_likelihood, pretrained
 from mmgen_jax.state import State
 from mmgen_jax.steps import STEPS
 
@@ -128,7 +129,10 @@ def evaluate(
 
   Raises:
     FileNotFoundError: if there is no sound checkpoint.
+    ValueError: for likelihoods of a family that has none.
   """
+  if config.eval.get("likelihood", {}).get("samples", 0):
+    multimodal_likelihood.check(config.family)
   started, data_dir = time.time(), data_dir_of(workdir, data_dir)
   split = config.eval.get("split", "test")
   train = load_split(config, "train", data_dir)
@@ -196,32 +200,56 @@ def _likelihood(config, samples: Samples) -> str:
   return json.dumps([sorted(samples.values), noise], sort_keys=True)
 
 
-def make_score(config, data_dir, loss: str = "elbo", split: str = "validation"):
-  """`score({path: array}) -> float`: minus a held-out loss, or a held-out ELBO.
+# Of what evaluation steps give, by the first word of its name: 1 where more is better.
+_SIGNS = {"elbo": 1, "logp": 1, "correct": 1, "cosine": 1, "kl": -1, "nll": -1}
+_SIGNS |= {"bits": -1}
 
-  Of the averaged parameters ("ema/...") on as many examples as evaluation takes, such as
-  `fuse.greedy_soup` wants.
+
+def make_score(config, data_dir, loss: str = "elbo", split: str = "validation"):
+  """`score({path: array}) -> float`: the mean of a held-out loss, or minus it.
+
+  So that more is better: as it is for "elbo", "logp", "logp_<modality>",
+  "correct_<label>" and "cosine_<a>_<b>"; minus it for "kl", "nll" and "bits_...". Of the
+  averaged parameters ("ema/...") on as many examples as evaluation takes, such as
+  `fuse.greedy_soup` wants. Nothing is generated.
 
   Raises:
-    ValueError: if the family's evaluation step gives no such loss.
+    ValueError: if the family's evaluation step gives no such loss, or one of which
+      neither more nor less is better (a discriminator's logits).
   """
   examples = load_split(config, split, data_dir)
-  count = min(config.eval.num_examples, len(examples))
-  sampler = make_sampler(config, examples.modalities, batch_size=config.eval.batch_size)
-  family: Any = STEPS[config.family]
-  like = jax.eval_shape(
-    lambda: family.init(jax.random.key(0), config, examples.modalities)
-  )
+  modalities, family = examples.modalities, cast(Any, STEPS[config.family])
+  indices = np.arange(min(config.eval.num_examples, len(examples)))
+  like = jax.eval_shape(lambda: family.init(jax.random.key(0), config, modalities))
   flat, structure = jax.tree_util.tree_flatten_with_path(like.ema)
   names = [manifest.path_name(path) for path, _ in flat]
-  sign = 1.0 if loss in ("elbo", "logp") else -1.0
+  eval_step = family.make_eval_step(config, modalities)
+
+  @jax.jit
+  def losses(params, rows, key):
+    batch = rows | {name: to_model(m, rows[name]) for name, m in modalities.items()}
+    return eval_step(params, batch, jax.random.split(key)[1])  # as `make_sampler` does
+
+  key = jax.random.key(config.seed)
+  known = sorted(jax.eval_shape(losses, like.ema, examples.rows([0]), key))
+  if loss not in known:
+    raise ValueError(f"{config.family} has no held-out {loss!r}: {known}")
+  sign = _SIGNS.get(loss.partition("_")[0])
+  if sign is None:
+    raise ValueError(f"neither more nor less of {loss!r} is better: no score")
+  has = examples.present.get(
+    config.model.get("modality", ""), np.ones(len(examples), bool)
+  )
 
   def score(arrays) -> float:
     ema = structure.unflatten([arrays[f"ema/{name}"] for name in names])
-    losses = sampler(ema, examples, np.arange(count), config.seed).losses
-    if loss not in losses:
-      raise ValueError(f"{config.family} has no held-out {loss!r}: {sorted(losses)}")
-    return sign * float(np.mean(losses[loss], dtype=np.float64))
+    values, size = [], config.eval.batch_size
+    for first in range(0, len(indices), size):
+      part = indices[first : first + size]
+      rows = examples.rows(np.resize(part, size))  # repeats; cut off
+      made = losses(ema, rows, jax.random.fold_in(key, first))
+      values.append(np.asarray(made[loss])[: len(part)])
+    return sign * float(np.concatenate(values)[has[indices]].mean(dtype=np.float64))
 
   return score
 

@@ -222,7 +222,7 @@ def fit_sampler(config, params, train: Examples) -> dict:
   """`params`, and what `config.eval.sampler` says is sampled in the prior's place.
 
   Fitted to the posteriors of the first `config.eval.sampler_examples` (10,000) of the
-  training split; "prior": nothing.
+  training split, of `config.eval.sampler_components` (50); "prior": nothing.
 
   Raises:
     ValueError: for a name that `latents.SAMPLERS` lacks, or another kind of model.
@@ -237,7 +237,7 @@ def fit_sampler(config, params, train: Examples) -> dict:
   codes = make_encode(config, train.modalities)(
     params, train.columns[modality].take(rows)
   )
-  components = config.eval.get("sampler_components", 500 if name == "vamp" else 50)
+  components = config.eval.get("sampler_components", 50)
   fitted = latents.fit(
     name,
     codes.mean,

@@ -77,6 +77,8 @@ def log_likelihoods(
   how = config.eval.get("likelihood")
   if not how or not how.samples:
     return []
+  if config.model.get("modality"):
+    subsets = [(config.model.modality,)]
   rows = np.arange(min(how.examples, len(setting.indices)))
   indices, seed = setting.indices[rows], config.seed
   bounds = multimodal_likelihood.table(
@@ -84,7 +86,7 @@ def log_likelihoods(
     params,
     setting.examples,
     indices,
-    subsets,
+    [subset for subset in subsets if subset],
     samples=how.samples,
     chunk=how.chunk,
     seed=seed,

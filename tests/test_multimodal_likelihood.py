@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from tiny_linear import LinearVAE, exact_log_p, experts
 from tiny_models import tiny
 
 from mmgen_jax.data import modality
 from mmgen_jax.data.examples import Column, Examples
+from mmgen_jax.data.modality import to_model
 from mmgen_jax.fusion import posteriors
 from mmgen_jax.metrics import multimodal_likelihood as ml
 from mmgen_jax.steps import STEPS, latents
@@ -105,6 +107,29 @@ def test_a_table_of_a_network():
     config, params, examples, range(4), subsets, samples=4, chunk=2, batch_size=4
   )
   np.testing.assert_array_equal(again["a",].log_px, made["a",].log_px[:4])
-  with pytest.raises(ValueError, match="'gan'"):
+  with pytest.raises(ValueError, match="'gan' has no"):
     config.family = "gan"
     ml.table(config, params, examples, range(4), subsets, samples=4, chunk=2)
+
+
+@pytest.mark.parametrize("family", ["vae", "hvae"])
+def test_of_one_modality_the_bound_is_the_steps_own_and_above_the_elbo(family):
+  config, _, _ = tiny(family)
+  kinds = {"image": modality.image(8, 8, 3)}
+  config.loss.binarise = False
+  rng = np.random.default_rng(0)
+  columns = {"image": Column(rng.integers(0, 256, (6, 8, 8, 3), np.uint8))}
+  examples = Examples("x", "test", kinds, {}, {}, columns, "x")
+  params = STEPS[family].init(jax.random.key(0), config, kinds).ema
+  subset, how = ("image",), {"samples": 40, "chunk": 20}
+  found = ml.table(config, params, examples, range(6), [subset], **how)[subset]
+  key = jax.random.fold_in(jax.random.key(0), 0)
+  rows = examples.rows(np.arange(50) % 6)
+  batch = rows | {"image": to_model(kinds["image"], rows["image"])}
+  keys = jax.vmap(jax.random.split)(jax.random.split(key, 50))
+  weigh = STEPS[family].make_log_weights(config, kinds)(params, batch, keys[:, 0])
+  parts = [jax.vmap(jax.random.fold_in, (0, None))(keys[:, 1], i) for i in (0, 1)]
+  log_w = np.concatenate([np.asarray(weigh(k, 20)) for k in parts])[:, :6]
+  want = scipy.special.logsumexp(log_w, 0) - np.log(40)
+  np.testing.assert_allclose(found.log_px, want, rtol=1e-4)
+  assert (found.log_px > found.elbo).all()

@@ -96,6 +96,45 @@ def conditional(joint: Bounds, given: Bounds) -> Float[Array, "b"]:
   return joint.log_px - given.log_px
 
 
+def check(family: str) -> None:
+  """Raises ValueError if a family has no importance-sampled likelihood."""
+  if not {"make_latents", "make_log_weights"} & set(dir(STEPS[family])):
+    raise ValueError(
+      f"family {family!r} has no importance-sampled likelihood: eval.likelihood.samples"
+      " must be 0"
+    )
+
+
+def make_bounds(
+  config, modalities: Mapping[str, Modality], *, samples: int, chunk: int
+) -> Callable[..., Bounds]:
+  """`bounds(params, batch, subset, key) -> Bounds` of a config's model, compiled.
+
+  Of a model of one modality `subset` is of no account: its own is meant, binarised once
+  where the config says so.
+
+  Raises:
+    ValueError: if the family has no importance-sampled likelihood.
+  """
+  check(config.family)
+  family = STEPS[config.family]
+  options = dict(config.get("compiler_options", {}))
+  if hasattr(family, "make_latents"):
+    latents = family.make_latents(config, modalities)
+    found = make_log_likelihood(latents, modalities, samples=samples, chunk=chunk)
+    return jax.jit(found, compiler_options=options)
+  prepare = family.make_log_weights(config, modalities)
+
+  def bounds(params, batch, subset: Bool[Array, "m"], key: Key[Array, ""]) -> Bounds:
+    del subset
+    keys = jax.vmap(jax.random.split)(jax.random.split(key, len(batch["index"])))
+    weigh = prepare(params, batch, keys[:, 0])
+    log_w = lambda keys: weigh(keys, chunk)
+    return importance_bounds(log_w, keys[:, 1], samples=samples, chunk=chunk)
+
+  return jax.jit(bounds, compiler_options=options)
+
+
 def table(
   config,
   params,
@@ -111,16 +150,10 @@ def table(
   """`Bounds` [n] of every subset of modalities, of a config's model.
 
   Raises:
-    ValueError: if its family has no latents.
+    ValueError: as `make_bounds`.
   """
-  family = STEPS[config.family]
-  if not hasattr(family, "make_latents"):
-    raise ValueError(f"family {config.family!r} has no multimodal likelihoods")
   modalities, names = examples.modalities, sorted(examples.modalities)
-  latents = family.make_latents(config, modalities)
-  bounds = jax.jit(
-    make_log_likelihood(latents, modalities, samples=samples, chunk=chunk)
-  )
+  bounds = make_bounds(config, modalities, samples=samples, chunk=chunk)
   indices, parts = np.asarray(indices), {subset: [] for subset in subsets}
   for first in range(0, len(indices), batch_size):
     part = indices[first : first + batch_size]
