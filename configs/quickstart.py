@@ -4,12 +4,18 @@ A multimodal VAE whose image decoder is also a generator under a discriminator, 
 captioned, sounding sprites (level 3: shape, size, colour; 32 px).
 
   python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+Of your own files, listed in a CSV or JSONL file (see `mmgen_jax/data/folder.py`):
+
+  python launch.py --config=configs/quickstart.py:folder=DIR --workdir=runs/mine
 """
 
 from configs import common
 
 
 def get_config(arg=None):
+  words = [word for word in (arg or "").split(",") if word]
+  folders = [word for word in words if word.startswith("folder=")]
   config = common.defaults("fusion")
   config.batch_size = 16
   config.train_steps = 2000
@@ -24,4 +30,29 @@ def get_config(arg=None):
     3e-3, b2=0.99, warmup_steps=20, decay="cosine", decay_steps=2000
   )
   config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
-  return common.variant(config, arg, smoke=common.smoke)
+  if folders:
+    of_folder(config, folders[-1].removeprefix("folder="))
+  rest = ",".join(word for word in words if word not in folders)
+  return common.variant(config, rest, smoke=common.smoke)
+
+
+def of_folder(config, path):
+  """The same networks, of what a listing names; a discriminator of images, if any."""
+  from mmgen_jax import data as datasets
+
+  config.data.name = "folder"
+  with config.data.unlocked():
+    config.data.options = {
+      "folder": path,
+      "listing": "",  # its name; "": the only one
+      "size": 32,
+      "tokens": 0,  # of a caption; 0: as many as the longest has
+      "words": 1000,
+      "seconds": 1.0,
+      "sample_rate_hz": 8000,
+      "frames": 32,
+      "mels": 32,
+    }
+  found = datasets.spec("folder", **config.data.options).modalities
+  if "image" not in found:
+    config.loss.adversarial = ()

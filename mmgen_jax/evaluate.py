@@ -34,6 +34,7 @@ from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
 from mmgen_jax.data.examples import Examples
 from mmgen_jax.data.modality import to_model
+from mmgen_jax.data.read import writable_dir
 from mmgen_jax.generate import Samples, make_sampler
 from mmgen_jax.metrics import judges, multimodal_likelihood, pretrained
 from mmgen_jax.state import State
@@ -52,8 +53,10 @@ def say_once(message: str) -> None:
 
 
 def load_split(config, split: str, data_dir) -> Examples:
-  """A split of the data set of a run."""
-  return datasets.load(config.data.name, split, data_dir, **config.data.options)
+  """A split of the data set of a run: of "train" what it trains on."""
+  found = datasets.load(config.data.name, split, data_dir, **config.data.options)
+  first = config.data.get("first", 0) if split == "train" else 0
+  return found.first(first) if first else found
 
 
 def make_judges(
@@ -65,7 +68,9 @@ def make_judges(
   """
   options = {k: v for k, v in config.data.options.items() if k != "modalities"}
   train = datasets.load(config.data.name, "train", data_dir, **options)
-  by = judges.make(train, names, Path(data_dir) / "judges", extract=extract, say=say)
+  by = judges.make(
+    train, names, writable_dir(data_dir) / "judges", extract=extract, say=say
+  )
   if not extract or not config.eval.get("extractor", ""):
     return by
   network = pretrained.load(config.eval.extractor, say=say)
@@ -73,9 +78,9 @@ def make_judges(
   return by._replace(extractors={**by.extractors, **dict.fromkeys(images, network)})
 
 
-def data_dir_of(workdir, data_dir) -> Path:
-  """Where a run finds data sets and judges: <workdir>/data unless it is told."""
-  return Path(data_dir or Path(workdir) / "data")
+def data_dir_of(workdir, data_dir) -> str:
+  """Where a run finds data sets: <workdir>/data unless it is told; may be a bucket."""
+  return str(data_dir or Path(workdir) / "data")
 
 
 def load_state(config, workdir, modalities) -> tuple[State, int]:
@@ -159,7 +164,14 @@ def evaluate(
     say(f"evaluating step {step} on {count} examples of {examples.name}/{name}")
     indices = np.arange(count)
     samples = sampler(params, examples, indices, config.seed, say)
-    by = by or make_judges(config, data_dir, list(samples.values), say=say)
+    if by is None:
+      by = make_judges(config, data_dir, list(samples.values), say=say)
+      pictured = {m.kind for m in examples.modalities.values()} & {"image"}
+      if pictured and not by.extractors:
+        say(
+          "no labels to train a judge on, so no distances: they need"
+          " --config.eval.extractor=efficientnet_lite0"
+        )
     setting = scores.Setting(examples, indices, by, config.eval.bootstrap)
     floor = {} if name == "train" else _some_real(train, by.extractors, count)
     reads = scores.read_all(setting, samples)
@@ -175,12 +187,12 @@ def evaluate(
     out += records.complete(entries, context)
     if name == split:
       panel = panels.make_panel(setting, samples, panels.shown(setting), reads)
+      shares = attribute.coherence_entries(setting, reads)
       if config.family == "fusion":
         vae = STEPS["fusion"].build(config, examples.modalities)[0]
-        shares = attribute.expert_entries(
-          config, vae, state.ema["vae"], examples, indices
-        ) + attribute.coherence_entries(setting, reads)
-        out += records.complete(shares, context)
+        of = config, vae, state.ema["vae"], examples, indices
+        shares += attribute.expert_entries(*of)
+      out += records.complete(shares, context)
       path = records.path(workdir, step).with_suffix(".npz")
       pictures.save_panel(path, panel, {"step": step, "split": split})
   path = records.write(workdir, step, out)

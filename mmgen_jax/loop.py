@@ -63,6 +63,38 @@ def _missing_rate(config, examples: Examples):
   return order.rates_by_label(by_modality.to_dict(), labels)
 
 
+def check_labels(config, examples: Examples) -> None:
+  """Raises ValueError unless the data have the labels that a model is to learn.
+
+  `model.label` of `model.classes`, if that is not 0 ("gan", "autoregressive"), or
+  `model.labels` {label: classes} ("recognition"): from 0, and known of every example.
+  """
+  asked, m = {}, config.get("model", {})
+  if config.family in ("gan", "autoregressive") and m.classes:
+    asked[m.label] = "model.label", "model.classes", m.classes
+  if config.family == "recognition":
+    for label, classes in m.labels.items():
+      asked[label] = "model.labels", f"model.labels.{label}", classes
+  where = f"{examples.name}/{examples.split}"
+  for label, (field, count_field, classes) in asked.items():
+    if label not in examples.labels:
+      raise ValueError(
+        f"{field} names {label!r}; {where} has the labels {sorted(examples.labels)}"
+      )
+    values = np.asarray(examples.labels[label])
+    if unknown := int((values < 0).sum()):
+      raise ValueError(
+        f"{field} names {label!r}, which {unknown} of {len(values)} examples of {where}"
+        " lack (-1): the model learns from labelled ones only, leave out the others"
+      )
+    if (most := int(values.max())) >= classes:
+      wanted = max(most + 1, len(examples.label_names.get(label, ())))
+      raise ValueError(
+        f"{count_field} is {classes}; {label!r} of {where} is up to {most}:"
+        f" it must be {wanted}"
+      )
+
+
 def make_feed(config, examples: Examples, attempt: int = 0) -> feeds.Feed:
   """The training feed of a config, for this process.
 
@@ -110,7 +142,7 @@ def train(
 
   Raises:
     Stopped: SIGTERM or SIGINT came; the state is saved.
-    NonFiniteError: see `config.nonfinite`; the last good state is in the checkpoint.
+    NonFiniteError: see `config.nonfinite`; what was saved before stays.
     checkpoint.SaveError: a checkpoint could not be written.
     ValueError: the config does not fit the data or the checkpoint.
   """
@@ -123,6 +155,7 @@ def train(
     )
   if first := config.data.get("first", 0):
     examples = examples.first(first)
+  check_labels(config, examples)
   init_key, key = jax.random.split(jax.random.key(config.seed))
 
   @jax.jit
@@ -135,6 +168,11 @@ def train(
   like = jax.eval_shape(init)
   found = checkpoint.restore_latest(directory, like)
   step = found[1] if found else 0
+  if step < config.train_steps and step % config.updates_per_dispatch:
+    raise ValueError(
+      f"the checkpoint is of step {step}, which is no multiple of updates_per_dispatch"
+      f" = {config.updates_per_dispatch}"
+    )
   mesh = make_mesh()
   feed = make_feed(config, examples)
   run = _compile(config, family, examples, feed, mesh)

@@ -13,6 +13,7 @@ from mmgen_jax import (
   checkpoint,
   evaluate,
   generate,
+  latent_scores,
   pictures,
   preview,
   records,
@@ -67,6 +68,17 @@ def examples(split: str, n: int) -> Examples:
 
 SPLITS = ("train", "validation", "test", "test_speaker")
 SIZES = {"train": 200, "validation": 30, "test": 30, "test_speaker": 20}
+
+
+def test_what_is_evaluated_of_train_is_what_was_trained_on(monkeypatch):
+  monkeypatch.setitem(datasets.DATASETS, "quadrants", __name__)
+  monkeypatch.setattr(datasets, "_module", lambda name: Module)
+  config = common.defaults("vae")
+  config.data.name, config.data.first = "quadrants", 7
+  sizes = {s: len(evaluate.load_split(config, s, "nowhere")) for s in SPLITS}
+  assert sizes == SIZES | {"train": 7}
+  assert evaluate.data_dir_of("runs/a", "gs://bucket/data") == "gs://bucket/data"
+  assert evaluate.data_dir_of("runs/a", None) == "runs/a/data"
 
 
 class Echo:
@@ -201,6 +213,31 @@ def test_records_describe_themselves(echo, data_dir):
   assert records.protocol(a) != records.protocol({**a, "samples": 24})
 
 
+def test_samples_drawn_otherwise_are_another_protocol(echo):
+  config, _ = echo
+  origin = {"devices": {"count": 1, "kind": "cpu", "platform": "cpu"}, "command": []}
+  origin |= {"config_fingerprint": "", "versions": {}, "git_revision": ""}
+
+  def protocol(given, **changes):
+    config.eval.update(truncation=0.0, sampler="prior")
+    config.eval.update(changes)
+    entry = {"metric": "frechet", "given": given, "target": "image", "samples": 9}
+    how = records.context(config, examples("test", 30), 9, 1, origin)
+    assert {k: how["run"][k] for k in changes} == changes
+    return records.protocol({**entry, **how})
+
+  assert protocol([]) == protocol([], truncation=0.0)
+  for given in ([], ["word"], None):
+    assert protocol(given, truncation=0.5) != protocol(given)
+  assert protocol([], sampler="flow") != protocol([])
+  # What is given, or a bound, does not come from the sampler.
+  assert protocol(["image"], sampler="flow") == protocol(["image"])
+  old = {"metric": "m", "given": [], "target": None, "samples": 9, "weights": "ema"}
+  old |= {"data": {"fingerprint": ""}, "run": {"seed": 0}}  # before there was either
+  new = {**old, "run": {"truncation": 0.0, "sampler": "prior"}}
+  assert records.protocol(old) == records.protocol(new)
+
+
 def test_batch_size_and_padding_change_nothing(echo):
   config, workdir = echo
   state, _ = evaluate.load_state(config, workdir, MODALITIES)
@@ -228,6 +265,42 @@ def test_pictures_are_written_while_training(echo, data_dir):
   assert set(panel.real["word"]) == {DIGITS[d] for d in held_out}
   paths = preview.sample(config, workdir, data_dir, count=3)
   assert all(path.exists() for path in paths) and paths[0].parent.name.endswith("_3")
+
+
+@pytest.mark.parametrize("family", ["gan", "echo"])
+def test_held_out_logits_are_of_the_generator_that_training_logs(
+  family, echo, data_dir, monkeypatch
+):
+  class Biased(Echo):
+    @staticmethod
+    def make_eval_step(config, modalities):
+      bias = lambda params, batch: params["net"]["bias"][0] + 0.0 * batch["index"]
+      return lambda params, batch, key: {"bias": bias(params, batch)}
+
+  config, workdir = echo
+  config.family = family
+  monkeypatch.setitem(steps_lib.STEPS, family, Biased)
+  params, ema = ({"net": {"bias": jnp.full(3, x)}} for x in (0.25, 0.5))
+  state = new_state(params, {}, ema)
+  told = preview.make_on_samples(config, workdir, data_dir)(state, 20)
+  assert told == {"held_out/bias": 0.25 if family == "gan" else 0.5}
+
+
+def test_sampling_samples_what_evaluation_does(echo, data_dir, monkeypatch):
+  config, workdir = echo
+  prior = lambda: preview.sample(config, workdir, data_dir, count=3)[0].read_bytes()
+  plain = prior()
+  brighter = {"net": {"bias": jnp.full(3, 0.5)}}
+  asked = []
+
+  def fit(config, params, train):
+    asked.append((config.eval.sampler, train.split))
+    return brighter
+
+  monkeypatch.setattr(latent_scores, "fit_sampler", fit)
+  assert prior() == plain
+  config.eval.sampler = "mixture"
+  assert prior() != plain and asked == [("mixture", "train")]
 
 
 def test_evaluate_without_checkpoint_or_judges(echo, data_dir, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """A user's own folder: what it may hold, and what is said of what it may not."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmgen_jax import data
+from mmgen_jax import config, data
 from mmgen_jax.data import feeds, folder, listing, modality, pixels, waves
 
 ROWS = 12
@@ -150,8 +151,10 @@ def test_a_split_column_and_missing_masks(own, tmp_path):
   mask = feed.data["mask"]
   assert not mask["caption"].any() and (mask["image"] | mask["audio"]).all()
   write_listing(own / "list.csv", [r for r in rows if r["split"] != "test"])
-  with pytest.raises(ValueError, match="no row of the split 'test'"):
-    load_all(own, tmp_path)
+  for lost in data.SPLITS:  # before anything is trained
+    write_listing(own / "list.csv", [r for r in rows if r["split"] != lost])
+    with pytest.raises(ValueError, match=f"list.csv: no row of the split '{lost}'"):
+      data.spec("folder", folder=str(own))
 
 
 def test_rows_of_one_picture_stay_together():
@@ -167,6 +170,34 @@ def test_rows_of_one_picture_stay_together():
   assert len({(row.image, row.split) for row in split}) == 20
   backward = listing._split(Path("list.csv"), rows[::-1])
   assert {r.line: r.split for r in split} == {r.line: r.split for r in backward}
+
+
+def test_rows_that_share_any_file_stay_together(tmp_path):
+  """In a ring of a picture each and a sound of two, all are linked; in pairs, two."""
+  for i in range(60):
+    (tmp_path / f"{i}.png").touch()
+    (tmp_path / f"{i}.wav").touch()
+  pairs = [{"image": f"{i}.png", "audio": f"{i // 2}.wav"} for i in range(60)]
+  write_listing(tmp_path / "list.csv", pairs)
+  rows = listing.read_listing(str(tmp_path)).rows  # else refused: a sound in two splits
+  assert [sum(r.split == s for r in rows) for s in data.SPLITS] == [48, 6, 6]
+  split_of = {row.image: row.split for row in rows}
+  write_listing(tmp_path / "list.csv", pairs[::-1])
+  again = listing.read_listing(str(tmp_path)).rows
+  assert split_of == {row.image: row.split for row in again}
+  ring = [{"image": f"{i}.png", "audio": f"{j % 60}.wav"} for i in range(60)
+          for j in (i, i + 1)]  # fmt: skip
+  write_listing(tmp_path / "list.csv", ring)
+  with pytest.raises(ValueError, match="1 different examples"):
+    listing.read_listing(str(tmp_path))
+
+
+def test_without_shared_files_the_splits_are_those_of_the_keys_hashes():
+  rows = [listing.Row(i, f"{i}.png", "", f"{99 - i}.wav", {}, "") for i in range(40)]
+  rows += [listing.Row(i, "", f"text {i}", "", {}, "") for i in range(40, 50)]
+  split = listing._split(Path("list.csv"), rows)
+  order = sorted(split, key=lambda row: hashlib.sha256(row.key.encode()).digest())
+  assert [r.split for r in order] == ["test"] * 5 + ["validation"] * 5 + ["train"] * 40
 
 
 def test_vocabulary_is_frequent_first_and_bounded():
@@ -240,6 +271,18 @@ def test_a_bad_listing_is_named(tmp_path, case):
   with pytest.raises(ValueError, match=message) as error:
     data.spec("folder", folder=str(tmp_path))
   assert str(tmp_path / name) in str(error.value)
+
+
+def test_the_quickstart_takes_a_folder(own, tmp_path):
+  quickstart = Path(__file__).parents[1] / "configs/quickstart.py"
+  c = config.load(f"{quickstart}:folder={own},smoke")
+  assert c.loss.adversarial == ("image",) and c.train_steps == 4
+  train = data.load(c.data.name, "train", tmp_path / "data", **c.data.options)
+  assert set(train.modalities) == {"image", "caption", "audio"}
+  rows = [{"caption": f"word {i}"} for i in range(40)]
+  (tmp_path / "told").mkdir()
+  write_listing(tmp_path / "told" / "list.csv", rows)
+  assert config.load(f"{quickstart}:folder={tmp_path / 'told'}").loss.adversarial == ()
 
 
 def test_no_folder_no_listing_too_many(tmp_path):

@@ -1,5 +1,6 @@
 """The loop: resume bit for bit after any end, guards, logs; with real signals."""
 
+import dataclasses
 import json
 import os
 import random
@@ -82,6 +83,37 @@ def reference(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
+  "family, model, message",
+  [
+    ("gan", {"label": "y", "classes": 1}, "model.classes is 1; 'y' of .* must be 2"),
+    ("autoregressive", {"label": "z", "classes": 2}, r"names 'z'; .* labels \['y'\]"),
+    ("gan", {"label": "gap", "classes": 2}, "'gap', which 5 of 50 .* lack"),
+    ("recognition", {"labels": {"z": 2}}, "model.labels names 'z'; tiny/train"),
+    ("recognition", {"labels": {"y": 1}}, "model.labels.y is 1; 'y' .* must be 2"),
+    ("recognition", {"labels": {"gap": 2}}, "'gap', which 5 of 50"),
+  ],
+)
+def test_labels_that_do_not_fit_the_data_are_refused(tmp_path, family, model, message):
+  examples = tiny.examples()
+  if "gap" in str(model):
+    gap = np.where(np.arange(50) % 10 == 3, -1, examples.labels["y"])
+    examples = dataclasses.replace(examples, labels={"gap": gap})
+  config = tiny.config(family=family, model=model)
+  with pytest.raises(ValueError, match=message):
+    loop.train(config, tmp_path, examples=examples, family=tiny.Family)
+  assert not list(tmp_path.rglob("*"))  # before anything is written
+
+
+def test_labels_that_fit_the_data_are_not():
+  fit = {"label": "y", "classes": 2}, {"label": "none", "classes": 0}
+  for model in fit:
+    loop.check_labels(tiny.config(family="gan", model=model), tiny.examples())
+  more = tiny.config(family="recognition", model={"labels": {"y": 3}})
+  loop.check_labels(more, tiny.examples())
+  loop.check_labels(tiny.config(), tiny.examples())
+
+
+@pytest.mark.parametrize(
   ("feed", "parallel"), [("resident", "jit"), ("streamed", "jit"), ("resident", "pmap")]
 )
 def test_n_plus_m_steps_are_n_then_m(tmp_path, feed, parallel):
@@ -91,6 +123,13 @@ def test_n_plus_m_steps_are_n_then_m(tmp_path, feed, parallel):
   run(tmp_path / "parts", train_steps=8, **changes)
   parts, state = run(tmp_path / "parts", train_steps=12, **changes)
   assert parts == whole and int(state.step) == 12
+
+
+def test_a_step_that_no_dispatch_ends_at_is_refused(tmp_path):
+  run(tmp_path, train_steps=8)
+  grid = dict.fromkeys(("updates_per_dispatch", "log_steps", "save_steps"), 5)
+  with pytest.raises(ValueError, match="of step 8, which is no multiple"):
+    run(tmp_path, train_steps=45, sample_steps=5, **grid)
 
 
 def test_feeds_train_the_same_state(tmp_path):

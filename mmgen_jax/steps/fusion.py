@@ -218,6 +218,11 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   holds them. The prior moves by a step of EM (`models.prior.rate`). Encoders see
   augmented inputs (`config.augment`); targets are clean.
 
+  Of a mixture, gradients follow the component that z was drawn from. That the experts
+  also move the components' probabilities adds a score term to the gradient of the ELBO;
+  it is left out, so what is descended is the KL with those probabilities held. The
+  alignment term has no such gap: its z is fixed.
+
   posterior "poe": z ~ q_all, so the alignment term is what teaches q_part to cover
   q_all: after Hwang et al., "Multi-View Representation Learning via Total Correlation
   Objective", 2021, https://openreview.net/forum?id=1lCR45NBvJB (there with all
