@@ -5,6 +5,7 @@
   python launch.py --config=configs/quickstart.py --config.seed=1 --workdir=runs/seed1
   python launch.py --workdir=runs/seed1              # goes on with that run's config
   python launch.py --workdir=runs/seed1 --mode=report
+  python launch.py --workdir=runs/seed1 --mode=evaluate --config.eval.num_examples=500
   python launch.py --mode=fuse --ingredients=runs/a,runs/b --workdir=runs/soup
   python launch.py --mode=compare --config=configs/study_fusion.py --workdir=runs/study
 
@@ -12,7 +13,9 @@ The same command goes on from where the workdir stopped. On several hosts, start
 each with --distributed (see deploy/). Exit codes: mmgen_jax/process.py.
 """
 
+import itertools
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -38,7 +41,11 @@ flags.DEFINE_list(
 )
 flags.DEFINE_string("method", "average", "To fuse: see METHODS in mmgen_jax/fuse.py.")
 flags.DEFINE_string("base", None, "To fuse: what the ingredients were fine-tuned from.")
-flags.DEFINE_multi_string("option", [], "To fuse: name=value, the value as JSON.")
+flags.DEFINE_multi_string(
+  "option",
+  [],
+  "To fuse: name=value, the value as JSON; score of greedy_soup: a held-out loss.",
+)
 flags.DEFINE_integer("workers", 1, "To compare: runs at a time; 0: only the page.")
 flags.DEFINE_integer(
   "index", None, "To compare: do one run of the sweep, or (-1) what all of them need."
@@ -58,7 +65,14 @@ def parse(argv: list[str]) -> list[str]:
   paths = [a.split("=", 1)[1] for a in argv if a.startswith(("--config=", "-config="))]
   for path in paths:
     config_lib.load(path)
+  changes = [a for a in argv if re.match(r"--?(no)?config\.", a)]
+  kept = None
+  if changes and not paths and not any(a in ("--config", "-config") for a in argv):
+    kept = _kept_config(argv, changes[0])
   try:
+    if kept is not None:  # the overrides are then of that
+      delattr(FLAGS, "config")
+      config_flags.DEFINE_config_dict("config", kept)
     rest = FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError) as e:
     raise ValueError(_flag_error(e)) from e
@@ -69,6 +83,18 @@ def parse(argv: list[str]) -> list[str]:
   if FLAGS.workdir is None and not FLAGS.dry_run:
     raise ValueError("--workdir is missing: the folder for this run")
   return rest
+
+
+def _kept_config(argv: list[str], change: str):
+  """The config of the workdir, for overrides without --config."""
+  from mmgen_jax import config as config_lib
+
+  words = [word for a in argv for word in a.split("=", 1)]
+  after = [b for a, b in itertools.pairwise(words) if a in ("--workdir", "-workdir")]
+  if not after or not (kept := Path(after[-1]) / "config.json").is_file():
+    where = f", and there is no {kept} of an earlier run" if after else ""
+    raise ValueError(f"{change} is an override: it needs --config=FILE{where}")
+  return config_lib.from_json(kept.read_text())
 
 
 def _flag_error(error: BaseException) -> str:
@@ -91,11 +117,33 @@ def load_config():
   return config_lib.from_json(kept.read_text())
 
 
+def make_score(loss: str):
+  """The score of a held-out loss, by the config and with the data of --ingredients[0]."""
+  from mmgen_jax import config as config_lib
+  from mmgen_jax import evaluate, fuse
+
+  if not FLAGS.ingredients:
+    raise ValueError("--ingredients is missing: what to merge")
+  path, _ = fuse.locate(FLAGS.ingredients[0])
+  if not (path / "config.json").exists():
+    raise ValueError(
+      f"score={loss!r} is by the config of the first ingredient, and {path} has none;"
+      " give a workdir first"
+    )
+  config = config_lib.from_json((path / "config.json").read_text())
+  data_dir = FLAGS.data_dir or os.environ.get("MMGEN_DATA_DIR")
+  return evaluate.make_score(config, evaluate.data_dir_of(path, data_dir), loss)
+
+
 def fuse() -> None:
   """Merges trained networks into a new workdir or file."""
-  from mmgen_jax import fuse
+  from mmgen_jax import fuse, process
 
+  process.check_folder(Path(FLAGS.workdir or ".").parent)
   options = fuse.parse_options(FLAGS.option)
+  fuse.check_method(FLAGS.method, FLAGS.base, options)
+  if isinstance(options.get("score"), str):
+    options["score"] = make_score(options["score"])
   record = fuse.fuse(
     FLAGS.ingredients, FLAGS.workdir, method=FLAGS.method, base=FLAGS.base, **options
   )
@@ -110,6 +158,8 @@ def compare() -> None:
     raise ValueError("--config is missing: a file that has get_sweep")
   flag = FLAGS["config"]
   path = config_flags.get_config_filename(flag)
+  if not isinstance(path, str):
+    raise ValueError("--config is missing: a file that has get_sweep")
   overrides = config_flags.get_override_values(flag)
   trials = sweep.load(path, overrides)
   if FLAGS.dry_run:
@@ -118,6 +168,7 @@ def compare() -> None:
       print(i, trial.id, known, *[f"(of {', '.join(trial.needs)})"] * bool(trial.needs))
     return
   workdir = checkpoint.local_directory(FLAGS.workdir)
+  process.check_folder(workdir)
   data_dir = FLAGS.data_dir or os.environ.get("MMGEN_DATA_DIR") or workdir / "data"
   if FLAGS.workers or FLAGS.index is not None:  # else the page is written again
     sweep.check(trials, workdir)
@@ -158,6 +209,8 @@ def run() -> None:
     process.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
   elif FLAGS.coordinator or FLAGS.num_processes or FLAGS.process_id is not None:
     raise ValueError("--coordinator and its companions need --distributed")
+  import jax
+
   from mmgen_jax import checkpoint
   from mmgen_jax import config as config_lib
   from mmgen_jax.steps import STEPS
@@ -170,6 +223,10 @@ def run() -> None:
     print(describe.describe(config))
     return
   workdir = checkpoint.local_directory(FLAGS.workdir)
+  # Without asking JAX where there is but one: a page needs no device.
+  first = not FLAGS.distributed or jax.process_index() == 0
+  if first:
+    process.check_folder(workdir)
   data_dir = FLAGS.data_dir or os.environ.get("MMGEN_DATA_DIR") or workdir / "data"
   process.use_compile_cache(workdir)
   if FLAGS.mode == "train":
@@ -185,7 +242,7 @@ def run() -> None:
     from mmgen_jax import preview
 
     preview.sample(config, workdir, data_dir)
-  if FLAGS.mode in ("train", "report"):
+  if FLAGS.mode in ("train", "report") and first:
     from mmgen_jax import report
 
     print(report.write(workdir))

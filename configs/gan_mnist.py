@@ -33,19 +33,21 @@ def get_config(arg=None):
     "label": "label",
     "classes": 0,  # 0: unconditional; else the number of classes of `label`
     "latent": 64,
+    "projection": True,  # whether D's logits see the condition
     **common.conv_networks(32),
   }
   # R2 has the weight of R1: gamma / 2.
-  config.loss = {"gan": "relativistic", "r1_gamma": 1.0, "r1_fraction": 1, "r2": True}
+  config.loss = common.gan_loss(r2=True)
   config.optim = common.optim(1e-3, b1=0.0)
   config.disc_optim = common.optim(1e-3, b1=0.0)
-  config.burn_in = {  # (start, end), half a cosine in between
-    "images": 30_000,
-    "learning_rate": (1e-3, 5e-4),
-    "b2": (0.9, 0.99),
-    "gamma": (1.0, 0.1),
-    "half_life_images": (0.0, 2000.0),
-  }
+  common.burn_in(  # (start, end), half a cosine in between
+    config,
+    images=30_000,
+    learning_rate=(1e-3, 5e-4),
+    b2=(0.9, 0.99),
+    gamma=(1.0, 0.1),
+    half_life_images=(0.0, 2000.0),
+  )
   config.train_steps, config.save_steps, config.sample_steps = 6000, 2000, 2000
   return common.variant(
     config,
@@ -69,9 +71,11 @@ def dcgan(config):
   """Published rates of DCGAN: Adam at 2e-4 with b1 = 0.5."""
   common.set_networks(config, common.conv_networks(32) | {"net": "dcgan"})
   config.train_steps = config.save_steps = config.sample_steps = 1000
-  config.loss = {"gan": "hinge", "r1_gamma": 0.0, "r1_fraction": 1, "r2": False}
-  with config.unlocked():
-    del config.burn_in
+  config.loss.update(gan="hinge", r1_gamma=0.0, r2=False)
+  config.ema_decay = 0.99
+  if "burn_in" in config:
+    with config.unlocked():
+      del config.burn_in
   config.optim = common.optim(2e-4, b1=0.5)
   config.disc_optim = common.optim(2e-4, b1=0.5)
 
@@ -97,18 +101,22 @@ def limited_ada(config):
     "ops": {"blit": 1.0, "geometry": 1.0, "cutout": 1.0},
     "strength": (0.0, 0.4),  # over so many images, half a cosine
     "images": 30_000,
+    "target": 0.0,  # above 0: adaptive, from where `strength` starts
     "supersampling": 1,  # 2 as published costs more than the networks, on a CPU
   }
 
 
 def published(config):
+  if "burn_in" not in config:
+    raise ValueError("published is R3GAN's: it does not go with dcgan or resnet")
   config.batch_size = 512
   config.updates_per_dispatch = 1
   config.train_steps = 10_000_000 // config.batch_size
   config.save_steps = config.sample_steps = 1000
   config.bfloat16 = True
   common.set_networks(config, common.r3gan_networks(*(768,) * 4, blocks=2))
-  config.burn_in.update(
+  common.burn_in(
+    config,
     images=2_000_000,
     learning_rate=(2e-4, 2e-4),
     half_life_images=(0.0, 500_000.0),

@@ -37,25 +37,20 @@ def get_config(arg=None):
     "label": "shape",
     "classes": 0,  # 0: no class label besides
     "latent": 64,
+    "projection": True,  # whether D's logits see the condition
     **common.conv_networks(48),
   }
-  config.loss = {
-    "gan": "relativistic",
-    "r1_gamma": 1.0,
-    "r1_fraction": 2,
-    "r2": True,
-    "mismatch": 0.0,  # weight of real pictures under wrong captions
-    "contrastive": 1.0,
-  }
+  config.loss = common.gan_loss(r2=True, r1_fraction=2, contrastive=1.0)
   config.optim = common.optim(1e-3, b1=0.0)
   config.disc_optim = common.optim(1e-3, b1=0.0)
-  config.burn_in = {  # (start, end), half a cosine in between
-    "images": 60_000,
-    "learning_rate": (1e-3, 5e-4),
-    "b2": (0.9, 0.99),
-    "gamma": (1.0, 0.3),
-    "half_life_images": (0.0, 2000.0),
-  }
+  common.burn_in(  # (start, end), half a cosine in between
+    config,
+    images=60_000,
+    learning_rate=(1e-3, 5e-4),
+    b2=(0.9, 0.99),
+    gamma=(1.0, 0.3),
+    half_life_images=(0.0, 2000.0),
+  )
   return common.variant(
     config, arg, smoke=common.smoke, level3=level3, r3gan=r3gan, sound=sound, both=both
   )

@@ -31,19 +31,21 @@ def get_config(arg=None):
     "label": "red",
     "classes": 0,  # 0: unconditional; else the number of classes of `label`
     "latent": 64,
+    "projection": True,  # whether D's logits see the condition
     **common.conv_networks(64),
   }
   # R2 has the weight of R1: gamma / 2.
-  config.loss = {"gan": "relativistic", "r1_gamma": 1.0, "r1_fraction": 1, "r2": True}
+  config.loss = common.gan_loss(r2=True)
   config.optim = common.optim(1e-3, b1=0.0)
   config.disc_optim = common.optim(1e-3, b1=0.0)
-  config.burn_in = {  # (start, end), half a cosine in between
-    "images": 60_000,
-    "learning_rate": (1e-3, 5e-4),
-    "b2": (0.9, 0.99),
-    "gamma": (1.0, 0.1),
-    "half_life_images": (0.0, 5000.0),
-  }
+  common.burn_in(  # (start, end), half a cosine in between
+    config,
+    images=60_000,
+    learning_rate=(1e-3, 5e-4),
+    b2=(0.9, 0.99),
+    gamma=(1.0, 0.1),
+    half_life_images=(0.0, 5000.0),
+  )
   config.train_steps, config.save_steps, config.sample_steps = 9000, 1000, 3000
   config.eval.num_examples = 26_000
   return common.variant(
@@ -78,7 +80,8 @@ def _full(config, *, width: int, batch_size: int, images: int, burn_in: int):
   config.updates_per_dispatch = 1
   config.bfloat16 = True
   common.set_networks(config, common.r3gan_networks(*(width,) * 4, blocks=2))
-  config.burn_in.update(
+  common.burn_in(
+    config,
     images=burn_in,
     learning_rate=(2e-4, 2e-4),
     half_life_images=(0.0, burn_in / 4),

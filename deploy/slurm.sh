@@ -22,11 +22,26 @@ set -u
 : "${CONFIG:?set CONFIG=configs/...}" "${WORKDIR:?set WORKDIR to a shared folder}"
 PYTHON="${VENV:-.venv}/bin/python"
 
+# srun ends with the highest code of all tasks: 137 of those that it kills hides the 2, 70
+# or 74 of the one that knows, which would start again for ever. So that one leaves a file.
+# The trap keeps its shell waiting while a SIGTERM makes Python save.
+final="mmgen-$SLURM_JOB_ID.final"
+rm -f "$final"
+task='trap : TERM INT; final=$1; shift
+"$@"; code=$?
+case $code in 2 | 70 | 74) echo $code >"$final" ;; esac
+exit $code'
+
 # --kill-on-bad-exit: a lost process ends the step, so that it can start again as a whole.
-srun --kill-on-bad-exit=1 \
+srun --kill-on-bad-exit=1 bash -c "$task" task "$final" \
   "$PYTHON" launch.py --distributed --config="$CONFIG" --workdir="$WORKDIR" "$@"
 code=$?
 echo "srun ended with $code"
+if [[ -s $final ]]; then
+  code=$(<"$final")
+  rm -f "$final"
+  echo "a task ended with $code"
+fi
 
 # Exit codes: mmgen_jax/process.py. 71, 134 and 137: a process was lost; 75: stopped after
 # saving; 143: SIGTERM before training had begun. The rest wants a person.

@@ -22,25 +22,36 @@ on_all_hosts() {
 
 case $what in
   install)
-    tar czf /tmp/mmgen_jax.tgz --exclude=.git --exclude=runs --exclude=.venv .
+    tar czf /tmp/mmgen_jax.tgz --exclude=./.git --exclude=./runs --exclude=./data \
+      --exclude=./.venv .
     gcloud compute tpus tpu-vm scp /tmp/mmgen_jax.tgz "$name":/tmp/ --zone="$zone" \
       ${PROJECT:+--project="$PROJECT"} --worker=all
     on_all_hosts 'mkdir -p ~/mmgen_jax && cd ~/mmgen_jax && tar xzf /tmp/mmgen_jax.tgz &&
-      python3 -m venv .venv && .venv/bin/pip install -q -e ".[tpu]"'
+      python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[tpu]"'
     ;;
   run)
     # Each host starts again by itself while that can help: a lost process (71, 134, 137)
     # or a stop after saving (75). They meet again at JAX's start, which waits for all.
-    # "stop" leaves a file that ends the loop.
+    # "stop" leaves a file that ends the loop; a host that gives up leaves one in the
+    # workdir, named by this start, that ends the others' loops.
     arguments=$(printf ' %q' "$@")
+    workdir=.
+    for a in "$@"; do [[ $a == --workdir=* ]] && workdir=${a#--workdir=}; done
+    ended=$(printf '%q' "$workdir/.ended-$(date +%s)-$$")
     on_all_hosts "cd ~/mmgen_jax && rm -f .stop && while true; do
         .venv/bin/python launch.py --distributed$arguments; code=\$?
-        [[ -e .stop ]] && exit \$code
-        case \$code in 71|75|134|137) sleep 10 ;; *) exit \$code ;; esac
+        case \$code in
+          0) exit 0 ;;
+          71|75|134|137) [[ -e .stop ]] || sleep ${PAUSE:-10} ;;
+          *) mkdir -p $(printf '%q' "$workdir"); echo \$code >$ended; exit \$code ;;
+        esac
+        [[ -e .stop || -e $ended ]] && exit \$code
       done"
     ;;
   stop)
-    on_all_hosts 'touch ~/mmgen_jax/.stop; pkill -TERM -u "$USER" -f launch.py || true'
+    # Python alone: the shells that started it have launch.py in their commands too.
+    on_all_hosts 'touch ~/mmgen_jax/.stop
+      pkill -TERM -u "$(id -u)" -f "^[^ ]*python[0-9.]* launch[.]py" || true'
     ;;
   *)
     echo "unknown: $what (install, run, stop)" >&2

@@ -152,8 +152,10 @@ def fusion_weights(
   """How much a fusion layer looks at each modality: {where in the network: [m b]}.
 
   Gates, the mean over features; attention, the mean over heads and queries and the sum
-  over a modality's tokens. Each adds up to one over the modalities that are there. What a
-  layer looks at is not what it uses; compare with `shapley`.
+  over a modality's tokens. Each adds up to one over the modalities that are there (in
+  cross-attention over the others, to zero where there are none). A layer that looks at
+  something else than all modalities (a bottleneck, latents at each other) is left out.
+  What a layer looks at is not what it uses; compare with `shapley`.
 
   Args:
     run: calls `module.apply(..., mutable=["intermediates"])`.
@@ -166,7 +168,7 @@ def fusion_weights(
     where = "/".join(map(str, keys))
     if keys[-1] == "gates":
       out[where] = x.mean(-1)
-    elif keys[-1] == "weights" and x.shape[-1] % m == 0:
+    elif keys[-1] == "weights":
       of = x.mean((1, 2))
       out[where] = of.reshape(len(of), m, -1).sum(-1).T
   return out

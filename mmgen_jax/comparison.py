@@ -6,6 +6,7 @@ Intervals are Student's t over seeds; they hold the spread of training, which in
 over examples do not.
 """
 
+import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,18 +17,23 @@ from scipy import special
 from mmgen_jax import records
 
 LEVEL = 0.95
-_HIGHER = ("coherence/", "joint_coherence/", "readable", "modes/count")
-_HIGHER += (
-  "accuracy/",
-  "accuracy_of_all/",
-  "precision",
-  "recall",
-  "coverage",
-  "inception_score",
+# Names of metrics, as patterns. What is in neither has no better side: how a network
+# works (shapley/*, conflict, loss/kl), what is best at a value of its own (density is 1
+# of real examples), floors.
+_HIGHER = (
+  *("coherence/*", "joint_coherence/*", "mean_coherence/*", "readable", "modes/count"),
+  *("precision", "recall", "coverage", "inception_score", "reconstruction/*_accuracy"),
+  *("accuracy/*", "accuracy_of_all/*", "damaged/*", "robustness/*", "recall_at_*"),
+  *("loss/elbo", "loss/logp", "loss/logp_*", "loss/iwae*", "loss/accuracy*"),
+  *("loss/correct_*", "log_likelihood/*", "disentanglement/*"),
+  *("latents/linear_probe", "latents/neighbours", "latents/anomaly_auroc"),
 )
-_HIGHER_LOSSES = ("loss/elbo", "loss/logp", "loss/iwae", "loss/accuracy")
-_LOWER = ("frechet", "kid", "reconstruction/", "modes/reverse_kl", "loss/", "error")
-_LOWER += ("modes/kl_to_uniform",)
+_LOWER = (
+  *("frechet", "kid", "reconstruction/mse", "reconstruction/mae", "mean_rank*"),
+  *("median_rank*", "modes/reverse_kl", "modes/kl_to_uniform", "loss/bits_per_*"),
+  "loss/nll",
+  *("nll/*", "nll_scaled/*", "brier/*", "ece/*", "ece_scaled/*"),
+)
 
 
 class Run(NamedTuple):
@@ -121,11 +127,8 @@ def difference(a: Sequence[float], b: Sequence[float], level: float = LEVEL):
 
 def better(metric: str) -> int:
   """1 where higher values of a metric are better, -1 where lower ones are, else 0."""
-  if metric.startswith("floor/"):
-    return 0
-  if metric.startswith(_HIGHER) or metric.startswith(_HIGHER_LOSSES):
-    return 1
-  return -1 if metric.startswith(_LOWER) and metric != "loss/kl" else 0
+  fits = lambda patterns: any(fnmatch.fnmatchcase(metric, p) for p in patterns)
+  return 1 if fits(_HIGHER) else -1 if fits(_LOWER) else 0
 
 
 def methods(runs: Sequence[Run]) -> list[str]:

@@ -51,6 +51,20 @@ class Ingredient(NamedTuple):
   config: str | None = None
 
 
+def locate(source: str) -> tuple[Path, int | None]:
+  """The workdir or file of an ingredient, and the step that it names, if it does.
+
+  Raises:
+    FileNotFoundError: if there is none.
+  """
+  path, step = Path(source), None
+  if not path.exists() and source.rpartition(":")[2].isdecimal():
+    path, step = Path(source.rpartition(":")[0]), int(source.rpartition(":")[2])
+  if not path.exists():
+    raise FileNotFoundError(f"no workdir or {SUFFIX} file {source!r}")
+  return path, step
+
+
 def load(source: str) -> Ingredient:
   """An ingredient, every bit of a checkpoint verified.
 
@@ -58,11 +72,7 @@ def load(source: str) -> Ingredient:
     FileNotFoundError: if there is no such file, or no sound checkpoint.
     ValueError: if it is damaged, or has nothing to merge.
   """
-  path, step = Path(source), None
-  if not path.exists() and source.rpartition(":")[2].isdecimal():
-    path, step = Path(source.rpartition(":")[0]), int(source.rpartition(":")[2])
-  if not path.exists():
-    raise FileNotFoundError(f"no workdir or {SUFFIX} file {source!r}")
+  path, step = locate(source)
   if path.is_file():
     found = Ingredient(source, safetensors.load(path)[0], {})
   else:
@@ -218,13 +228,19 @@ def fuse(
     base: where a method adds task vectors, what they start from.
     **options: of the method, after those of the functions of `fusion.weight` and
       `fusion.task_vectors`; `t`, `weights` and `scales` may be {regex: value}, the first
-      that is found in a path counts. `score` of greedy_soup takes {path: array}.
+      that is found in a path counts. `score` of greedy_soup takes {path: array}, such as
+      what `evaluate.make_score` gives.
 
   Raises:
     ValueError: if something does not fit, before anything is written.
     FileNotFoundError: for an ingredient that is not there.
   """
   check_method(method, base, options)
+  if "score" in options and not callable(options["score"]):
+    raise ValueError(
+      f"score takes {{path: array}} and gives a number, got {options['score']!r}; of a"
+      " held-out loss, mmgen_jax.evaluate.make_score makes one"
+    )
   output = checkpoint.local_directory(output)
   if not sources:
     raise ValueError("nothing to merge: the list of ingredients is empty")

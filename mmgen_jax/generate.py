@@ -62,11 +62,14 @@ def _quantise(modality: Modality, value: Array) -> Array:
 def make_sampler(
   config, modalities: Mapping[str, Modality], *, batch_size: int
 ) -> Callable[..., Samples]:
-  """`sampler(params, examples, indices, seed, say=...) -> Samples`.
+  """`sampler(params, examples, indices, seed, say=..., judged=...) -> Samples`.
 
   One compiled function makes every modality from every subset at once, in batches of
-  one size over this process's devices. What is drawn at random follows from the seed
-  and the position in `indices`.
+  one size over this process's devices. What is drawn at random follows from the seed,
+  the position in `indices` and the size of a batch: `batch_size`, rounded up to a
+  multiple of the devices.
+
+  `judged` are the parameters that the evaluation step sees; None: those of generation.
   """
   family: Any = STEPS[config.family]
   generate = family.make_generate(config, modalities)
@@ -78,7 +81,7 @@ def make_sampler(
   batch_size = -(-batch_size // mesh.size) * mesh.size
   whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
 
-  def run(params, rows, key):
+  def run(params, judged, rows, key):
     batch = rows | {name: to_model(modalities[name], rows[name]) for name in names}
     key, loss_key = jax.random.split(key)
     keys = jax.random.split(key, len(subsets))
@@ -92,21 +95,28 @@ def make_sampler(
       for name, x in made.items()
     }
     stored = {name: _quantise(modalities[name], x) for name, x in made.items()}
-    return stored, errors, eval_step(params, batch, loss_key)
+    seen = params if judged is None else judged
+    return stored, errors, eval_step(seen, batch, loss_key)
 
   compiled = jax.jit(run)
 
-  def sampler(params, examples: Examples, indices, seed: int, say=lambda message: None):
-    params = jax.device_put(params, whole)
+  def sampler(
+    params,
+    examples: Examples,
+    indices,
+    seed: int,
+    say=lambda message: None,
+    judged=None,
+  ):
+    params, judged = jax.device_put((params, judged), whole)
     key = jax.random.key(seed)
     indices = np.asarray(indices)
     parts, pending = [], None
     for first in range(0, len(indices), batch_size):
       part = indices[first : first + batch_size]
       rows = examples.rows(np.resize(part, batch_size))  # repeats; cut off below
-      made = compiled(
-        params, jax.device_put(rows, split), jax.random.fold_in(key, first)
-      )
+      rows, now = jax.device_put(rows, split), jax.random.fold_in(key, first)
+      made = compiled(params, judged, rows, now)
       if pending is not None:  # fetched while the next batch computes
         parts.append(_fetch(*pending))
         say(f"generated from {first} of {len(indices)} examples")

@@ -62,6 +62,17 @@ def make_decode(config, modalities) -> Callable[..., np.ndarray]:
   return lambda params, z: to_stored(modalities[name], np.asarray(run(params, z)))
 
 
+def _information(
+  means: Float[np.ndarray, "n z"], factor: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, " z"]:
+  """I(z_j; factor) / H(factor) of the examples whose factor is known."""
+  known = factor >= 0
+  means, factor = means[known], factor[known]
+  twice = np.stack([factor, factor], 1)  # it takes two at least
+  both = disentanglement.mutual_information(means, twice)
+  return both[:, 0] / disentanglement.entropy(factor)
+
+
 def interpret(
   decode: Callable[[np.ndarray], np.ndarray],
   means: Float[np.ndarray, "n z"],
@@ -74,18 +85,17 @@ def interpret(
     decode: z [n z] -> stored pictures.
     means: of q(z | x).
     logvars: of q(z | x).
-    labels: {factor: integers [n]}; needed are two that vary, or none is looked at.
+    labels: {factor: integers [n], -1 where it is not known}; needed are two that vary,
+      or none is looked at. An example without one does not count for it.
   """
   kl = likelihood.mean_kl_by_dimension(means, logvars)
   order = np.argsort(-kl, kind="stable")[:SHOWN]
   z = traversals(means[0], order, VALUES)
   tiles = decode(z.reshape(-1, z.shape[-1]))
-  names = tuple(k for k, v in labels.items() if (v != v[0]).any())
+  names = tuple(k for k, v in labels.items() if len(np.unique(v[v >= 0])) > 1)
   information = np.zeros((len(kl), 0))
   if len(names) > 1:
-    known = np.stack([labels[k] for k in names], 1)
-    entropy = [disentanglement.entropy(column) for column in known.T]
-    information = disentanglement.mutual_information(means, known) / entropy
+    information = np.stack([_information(means, labels[k]) for k in names], 1)
   return Interpretation(
     kl,
     order,

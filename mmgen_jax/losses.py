@@ -76,8 +76,12 @@ GAN is dead; long live the GAN!", 2024, eq. 2, https://arxiv.org/abs/2501.05441.
 """
 
 
-def _average(better: Array, worse: Array, axis: str | None = None) -> Logits:
-  mean = lambda x: x.mean() if axis is None else jax.lax.pmean(x.mean(), axis)
+def _average(
+  better: Array, worse: Array, axis: str | None = None, counts: Array | None = None
+) -> Logits:
+  counts = jnp.ones_like(better) if counts is None else counts
+  total = lambda x: x.sum() if axis is None else jax.lax.psum(x.sum(), axis)
+  mean = lambda x: total(x * counts) / jnp.maximum(total(counts), 1.0)
   return softplus(mean(worse) - better) + softplus(worse - mean(better))
 
 
@@ -85,7 +89,8 @@ RELATIVISTIC_AVERAGE = AdversarialLoss(_average, _average)
 """softplus(-(D(x) - E D(G(z)))) + softplus(D(G(z)) - E D(x)), the converse for G: RaGAN.
 
 Jolicoeur-Martineau, 2018, section 4.2, https://arxiv.org/abs/1807.00734. The means are
-those of the logits given, of all devices' where `make_adversarial` is told the axis.
+those of the logits given, of all devices' where `make_adversarial` is told the axis,
+and only of the pairs that count where it is told which do.
 """
 
 ADVERSARIAL = {
@@ -100,9 +105,19 @@ RELATIVE = ("relativistic", "relativistic_average")
 
 
 def make_adversarial(
-  name: str, *, axis: str | None = None, paired: bool = True
+  name: str,
+  *,
+  axis: str | None = None,
+  counts: Float[Array, "b"] | None = None,
+  paired: bool = True,
 ) -> AdversarialLoss:
-  """A GAN objective by name; `axis` is that of the devices, under pmap.
+  """A GAN objective by name.
+
+  Args:
+    name: of `ADVERSARIAL`.
+    axis: that of the devices, under pmap.
+    counts: 1 or 0, the pairs of which a loss takes means; None: all.
+    paired: whether the generator is told the logits of real examples.
 
   Raises:
     ValueError: for an unknown name, or for a relativistic loss where the generator is
@@ -112,7 +127,7 @@ def make_adversarial(
   if name not in names:
     raise ValueError(f"GAN loss must be one of {names} here, got {name!r}")
   if name == "relativistic_average":
-    return AdversarialLoss(*[partial(_average, axis=axis)] * 2)
+    return AdversarialLoss(*[partial(_average, axis=axis, counts=counts)] * 2)
   return ADVERSARIAL[name]
 
 

@@ -17,7 +17,8 @@ def make_panel(
   made = {name: x[:, at] for name, x in samples.values.items()}
   for (given, target), marks in scores.right_of_made(setting, reads).items():
     row = right.setdefault(target, np.full(made[target].shape[:2], -1, np.int8))
-    row[samples.subsets.index(given)] = marks["strict"][at]
+    marked = np.where(setting.labelled(reads[given, target]), marks["strict"], -1)
+    row[samples.subsets.index(given)] = marked[at]
   prior = {target: read for (given, target), read in reads.items() if not given}
   if len(prior) > 1:
     agreed = coherence.agree(prior)["strict"][at]

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mmgen_jax import evaluate, measures, panels, pictures, scores, walks
+from mmgen_jax import evaluate, latent_scores, measures, panels, pictures, scores, walks
 from mmgen_jax.generate import make_sampler
 from mmgen_jax.metrics import judges
 from mmgen_jax.state import State
@@ -18,10 +18,13 @@ def make_on_samples(
   """`on_samples(state, step)`: writes pictures, from the same noise at every step.
 
   From validation examples, to <workdir>/samples/step_<step>/: grids, and panel.npz with
-  the coherence of one batch. Returns the means of what the family's evaluation step says
-  of them, as "held_out/<name>": a discriminator's logits, an ELBO. The data, the judges
-  and the compiled generation are made at its first call. It uses this process's devices
-  only, and does nothing on processes other than 0.
+  the coherence of one batch. Pictures are of the averaged parameters and of the model's
+  own prior, whatever `config.eval.sampler` says: that is fitted to a trained model.
+  Returns the means of what the family's evaluation step says, as "held_out/<name>": an
+  ELBO, of the averaged parameters; a GAN's logits, of examples and of samples of the
+  generator as it is, as training logs them. The data, the judges and the compiled
+  generation are made at its first call. It uses this process's devices only, and does
+  nothing on processes other than 0.
   """
   data_dir = evaluate.data_dir_of(workdir, data_dir)
   prepared: list = []
@@ -37,7 +40,8 @@ def make_on_samples(
     examples, indices, sampler = prepared[0]
     # Of what is not averaged, a discriminator, the parameters themselves.
     params = jax.tree.map(_local, {**state.params, **state.ema})
-    samples = sampler(params, examples, indices, config.seed)
+    raw = jax.tree.map(_local, state.params) if config.family == "gan" else None
+    samples = sampler(params, examples, indices, config.seed, judged=raw)
     if len(prepared) == 1:
       names = list(samples.values)
       prepared.append(
@@ -75,7 +79,9 @@ def sample(
 ):
   """Writes grids of every direction of the newest checkpoint; the files' paths.
 
-  Of a GAN also what its noise does: see `mmgen_jax.walks`.
+  Samples are such as evaluation scores: of the averaged parameters, with
+  `config.eval.sampler` in the prior's place. Of a GAN also what its noise does: see
+  `mmgen_jax.walks`.
 
   Raises:
     FileNotFoundError: if there is no sound checkpoint.
@@ -92,7 +98,11 @@ def sample(
   indices = panels.shown(setting, count)
   setting = setting._replace(indices=indices)
   sampler = make_sampler(config, examples.modalities, batch_size=len(indices))
-  samples = sampler(state.ema, examples, indices, config.seed)
+  params = state.ema
+  if config.eval.get("sampler", "prior") != "prior":
+    train = evaluate.load_split(config, "train", data_dir)
+    params = latent_scores.fit_sampler(config, params, train)
+  samples = sampler(params, examples, indices, config.seed)
   panel = panels.make_panel(setting, samples, np.arange(len(indices)), {})
   folder = Path(workdir) / "samples" / f"step_{step:07d}_{count}"
   paths = pictures.write_grids(folder, panel, step, columns=count)

@@ -4,7 +4,7 @@
 |---|---|---|
 | 0 | finished | |
 | 2 | bad input: config, data, shapes, files; one line says which | mend it |
-| 70 | non-finite loss; the last good state is in the checkpoint | change the config |
+| 70 | non-finite loss; what is left is the last checkpoint | change the config |
 | 71 | another process of the run was lost | start again |
 | 74 | a checkpoint could not be written | make room, start again |
 | 75 | SIGTERM or SIGINT; everything is saved | start again |
@@ -85,6 +85,17 @@ def keep_memory() -> bool:
   arenas, blocks_from_system, trim_above = -8, -4, -1  # as <malloc.h> numbers them
   settings = {arenas: 1, blocks_from_system: 0, trim_above: -1}
   return all([mallopt(what, value) for what, value in settings.items()])
+
+
+def check_folder(path) -> None:
+  """Raises ValueError if a folder is not there and cannot be made, or written to."""
+  path = at = Path(path).absolute()
+  while not os.path.lexists(at):
+    at = at.parent
+  if not at.is_dir():
+    raise ValueError(f"{path} cannot be a folder: {at} is not one")
+  if not os.access(at, os.W_OK | os.X_OK):
+    raise ValueError(f"{path} cannot be written: no permission in {at}")
 
 
 def use_compile_cache(workdir) -> None:

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import socket
 import subprocess
 import sys
@@ -21,10 +22,13 @@ PACKAGES = (
 
 
 def write_atomically(path, text: str) -> None:
-  """Writes a text file so that a kill leaves the old one or the new one."""
+  """Writes a text file so that a kill leaves the old one or the new one.
+
+  The temporary name is random: in containers every process may have the same id.
+  """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+  temporary = path.with_name(f"{path.name}.tmp{secrets.token_hex(8)}")
   temporary.write_text(text)
   os.replace(temporary, path)
 

@@ -3,7 +3,8 @@
 `make_measure` gives entries for records; what is in one is told in `mmgen_jax.scores`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -135,6 +136,12 @@ def damages(inputs: Mapping[str, Any]) -> list[Damage]:
   ]
 
 
+def suffered(config, names: Iterable[str]) -> str:
+  """What these inputs suffer at test (`config.corrupt`), as JSON; "" if nothing."""
+  how = {n: dict(x) for n, x in config.get("corrupt", {}).items() if n in names and x}
+  return json.dumps(how, sort_keys=True) if how else ""
+
+
 def _mean(metric: str, values, config, **more) -> Entry:
   return mean_entry(metric, values, resamples=config.eval.bootstrap, **more)
 
@@ -143,19 +150,21 @@ def subset_entries(config, p: Predictions, held_out: Predictions) -> list[Entry]
   """Accuracy and calibration of every subset; temperatures come from `held_out`.
 
   `accuracy_of_all/<label>` is that of whatever inputs a recogniser has, without their
-  names: what recognisers of other modalities are compared by.
+  names: what recognisers of other modalities are compared by. All others name in `of`
+  what their inputs suffered; this one only tells it, for other inputs suffer otherwise.
   """
   entries = []
   for label in p.truth:
     if (rows := p.has[p.subsets[-1]]).any():
       right = p.right(label)[-1][rows]
-      of = {"given": None, "target": label}
+      of = {"given": None, "target": label, "damage": suffered(config, p.subsets[-1])}
       entries.append(_mean(f"accuracy_of_all/{label}", right, config, **of))
     for i, given in enumerate(p.subsets):
       rows, fit = p.has[given], held_out.has[given]
       if not given or not rows.any():
         continue
       direction = {"given": list(given), "target": label}
+      direction["of"] = suffered(config, given)
       logits, truth = p.logits[label][i][rows], p.truth[label][rows]
       mean = lambda metric, x, d=direction: _mean(metric, x, config, **d)
       entries.append(mean(f"accuracy/{label}", p.right(label)[i][rows]))
@@ -193,7 +202,7 @@ def share_entries(config, p: Predictions) -> list[Entry]:
     values = shapley(by_subset)
     full = by_subset[everything].mean()
     for name in everything:
-      direction = {"given": [name], "target": label}
+      direction = {"given": [name], "target": label, "of": suffered(config, everything)}
       entries.append(_mean(f"shapley/{label}", values[name], config, **direction))
       rest = tuple(n for n in everything if n != name)
       rate = robustness.utilisation(full, by_subset[rest].mean())
@@ -217,6 +226,7 @@ def damage_entries(
       if not rows.any():
         continue
       direction = {"given": list(given), "target": label}
+      direction["of"] = suffered(config, given)
       for (name, kind, strength), p in found.items():
         if name not in given:
           continue

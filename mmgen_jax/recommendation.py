@@ -1,18 +1,27 @@
 """Which method to choose, in plain words, from what was measured and what it costs."""
 
+import collections
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from mmgen_jax import comparison, records
 from mmgen_jax.comparison import Column, Summary
 
-# Metrics that say most, one per question; all others stay in the tables.
-MAIN = (
-  *("joint_coherence/strict", "coherence/strict", "frechet", "readable"),
-  *("modes/count", "loss/elbo", "loss/accuracy*", "accuracy_of_all/*"),
-)
+# The metrics that say most, by question; all others stay in the tables. Where a question
+# has several patterns, a later one is for methods that the earlier ones say nothing of.
+MAIN = {
+  "joint coherence": ("joint_coherence/strict",),
+  "coherence": ("mean_coherence/*", "coherence/strict"),
+  "Frechet distance": ("frechet",),
+  "readable": ("readable",),
+  "modes": ("modes/count",),
+  "held-out ELBO": ("loss/elbo",),
+  "held-out accuracy": ("loss/accuracy*",),
+  "accuracy": ("accuracy_of_all/*",),
+}
+FEW = 3  # measures of a question that are told one by one
 
 
 class Verdict(NamedTuple):
@@ -37,10 +46,10 @@ class Recommendation(NamedTuple):
   """What to choose.
 
   Attributes:
-    method: by mean rank over `shared`; None if no method is affordable.
+    method: by mean rank over the questions of `shared`; None if no method is affordable.
     affordable: methods whose training costs at most the budget.
     dear: the others.
-    ranks: {affordable method: mean rank over `shared`}.
+    ranks: {affordable method: mean rank, as of `ranks`, over `shared`}.
     shared: the main columns that every affordable method has.
     verdicts: one per main column that two affordable methods have.
     cheaper: methods that cost less than the chosen one and that the seeds tell apart
@@ -58,16 +67,54 @@ class Recommendation(NamedTuple):
 
 def main_columns(columns: Sequence[Column], split: str) -> list[Column]:
   """The columns of `MAIN` on one split, but reconstructions of what was given."""
+  mine = []
+  for c in columns:
+    r = c.record
+    given = r["given"] or ()
+    if r["data"]["split"] == split and c.better and r["target"] not in given:
+      mine.append(c)
+  return answers(mine, lambda c: c.record["metric"])
+
+
+def answers(found: Sequence[Any], metric: Callable[[Any], str]) -> list[Any]:
+  """Those of some columns or gaps that answer a question of `MAIN`, in its order."""
   out = []
-  for metric in MAIN:
-    for c in columns:
-      r = c.record
-      given = r["given"] or ()
-      fits = fnmatch.fnmatchcase(r["metric"], metric)
-      if fits and r["data"]["split"] == split and c.better:
-        if not given or r["target"] not in given:
-          out.append(c)
+  for patterns in MAIN.values():
+    known: set[str] = set()  # methods that have an answer
+    for pattern in patterns:
+      fits = [x for x in found if fnmatch.fnmatchcase(metric(x), pattern)]
+      mine = [x for x in fits if not known.issuperset(x.cells)]
+      known |= {m for x in mine for m in x.cells}
+      out += mine
   return out
+
+
+def question(r: Mapping) -> str | None:
+  """The question of `MAIN` that a record is about, in words; None if it is about none.
+
+  Samples of the prior and samples given something answer different ones.
+  """
+  for name, patterns in MAIN.items():
+    if any(fnmatch.fnmatchcase(r["metric"], p) for p in patterns):
+      if r["given"] or r["metric"].startswith("mean_coherence/"):
+        return f"{name}, given others"
+      return name if r["given"] is None else f"{name}, prior"
+  return None
+
+
+def questions(columns: Sequence[Column]) -> dict[str, list[Column]]:
+  """{question: its columns}, of main columns."""
+  out: dict[str, list[Column]] = {}
+  for c in columns:
+    out.setdefault(str(question(c.record)), []).append(c)
+  return out
+
+
+def title(columns: Sequence[Column]) -> str:
+  """What the columns of one question are called: the only one by its own name."""
+  if len(columns) == 1:
+    return name_of(columns[0].record)
+  return f"{question(columns[0].record)} ({len(columns)} measures)"
 
 
 def verdict(column: Column, methods: Sequence[str]) -> Verdict | None:
@@ -83,15 +130,21 @@ def verdict(column: Column, methods: Sequence[str]) -> Verdict | None:
 
 
 def ranks(columns: Sequence[Column], methods: Sequence[str]) -> dict[str, float]:
-  """Mean rank of each method over columns that have all of them; ties share theirs."""
-  total = dict.fromkeys(methods, 0.0)
-  for c in columns:
-    scores = {m: -c.better * c.cells[m].mean for m in methods}
-    for m in methods:
-      below = sum(s < scores[m] for s in scores.values())
-      equal = sum(s == scores[m] for s in scores.values())
-      total[m] += below + (equal + 1) / 2
-  return {m: t / max(1, len(columns)) for m, t in total.items()}
+  """Mean rank of each method over columns that have all of them; ties share theirs.
+
+  The mean over questions of the mean over a question's columns: each question counts
+  once, however many directions it is asked in.
+  """
+  total, asked = dict.fromkeys(methods, 0.0), questions(columns)
+  for mine in asked.values():
+    for c in mine:
+      scores = {m: -c.better * c.cells[m].mean for m in methods}
+      for m in methods:
+        below = sum(s < scores[m] for s in scores.values())
+        equal = sum(s == scores[m] for s in scores.values())
+        total[m] += (below + (equal + 1) / 2) / len(mine)
+  # Thirds do not add up to the last bit, and a tie is to stay one.
+  return {m: round(t / max(1, len(asked)), 9) for m, t in total.items()}
 
 
 def recommend(
@@ -175,6 +228,8 @@ def name_of(r: records.Record) -> str:
     "loss/elbo": "held-out ELBO",
   }
   name = names.get(metric := str(r["metric"]), metric.replace("/", " "))
+  if metric.startswith("mean_coherence/given_"):
+    name = f"coherence, any {metric.rpartition('_')[2]} given"
   if r["given"] is None:
     return name
   return f"{name}, {' + '.join(r['given']) if r['given'] else 'prior'} → {target}"
@@ -186,9 +241,8 @@ def _secs(value: float) -> str:
 
 def number(r: records.Record, value: float) -> str:
   """A value of a record's metric, or a difference of two; shares in percent."""
-  if r["metric"].startswith(
-    ("coherence/", "joint_coherence/", "readable", "loss/accuracy")
-  ):
+  shares = ("coherence/", "joint_coherence/", "mean_coherence/", "readable")
+  if r["metric"].startswith((*shares, "loss/accuracy")):
     return f"{100 * value:.1f} %"
   return f"{value:.3g}"
 
@@ -212,16 +266,18 @@ def words(
   else:
     order = sorted(r.ranks, key=lambda m: r.ranks[m])
     others = ", ".join(f"{m} {r.ranks[m]:.1f}" for m in order if m != r.method)
-    listed = "; ".join(name_of(c.record) for c in r.shared)
+    asked = questions(r.shared).values()
+    listed = "; ".join(map(title, asked))
+    once = " Each of these counts once." * any(len(mine) > 1 for mine in asked)
     out.append(
       f"Choose {r.method}{budget}: it takes {spent} and has the best mean rank,"
-      f" {r.ranks[r.method]:.1f}, over what all methods share ({listed}). The others:"
-      f" {others}."
+      f" {r.ranks[r.method]:.1f}, over what all methods share ({listed}).{once} The"
+      f" others: {others}."
     )
     apart = [v for v in r.verdicts if v.column in r.shared and v.apart]
     mine = [v for v in apart if v.best == r.method]
     if mine:
-      text = "; ".join(_told(v) for v in mine)
+      text = "; ".join(_told_all(mine, r.shared))
       out.append(f"The seeds tell it apart from the next best in: {text}.")
     else:
       out.append(
@@ -234,12 +290,27 @@ def words(
   rest = [v for v in r.verdicts if v.column not in r.shared]
   apart = [v for v in rest if v.apart]
   if apart:
-    out.append("Of measures that only some have: " + "; ".join(map(_told, apart)) + ".")
+    told = _told_all(apart, [v.column for v in rest])
+    out.append(f"Of measures that only some have: {'; '.join(told)}.")
   if ties := len(rest) - len(apart):
     out.append(f"In {ties} measures that only some have, the two best are not apart.")
   if r.dear:
     listed = ", ".join(f"{m} ({_secs(costs[m]['train_secs'].mean)})" for m in r.dear)
     out.append(f"Beyond the budget: {listed}.")
+  return out
+
+
+def _told_all(verdicts: Sequence[Verdict], among: Sequence[Column]) -> list[str]:
+  """Verdicts of a question one by one if they are few, else how many of each method."""
+  asked, out = questions(among), []
+  for name, columns in questions([v.column for v in verdicts]).items():
+    mine = [v for v in verdicts if question(v.column.record) == name]
+    if len(columns) <= FEW:
+      out += map(_told, mine)
+      continue
+    counts = collections.Counter(v.best for v in mine).most_common()
+    best = ", ".join(f"{m} best in {count}" for m, count in counts)
+    out.append(f"{title(asked[name])}: {best}")
   return out
 
 

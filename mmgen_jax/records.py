@@ -51,6 +51,7 @@ def context(config, examples, count: int, step: int, provenance: Mapping) -> Rec
       "config": provenance["config_fingerprint"],
       "missing_rate": missing.to_dict() if missing else config.data.missing_rate,
       "sampler": config.eval.get("sampler", "prior"),
+      "truncation": config.eval.get("truncation", 0.0),
     },
     "weights": "ema",
     "step": step,
@@ -127,7 +128,7 @@ def protocol(record: Record) -> tuple:
     by = by if isinstance(by, list) else [by] if by else []
     return tuple(sorted((b["name"], b["sha256"]) for b in by))
 
-  target = record["target"]
+  target, run = record["target"], record.get("run", {})
   return (
     record["metric"],
     None if record["given"] is None else tuple(sorted(record["given"])),
@@ -137,6 +138,8 @@ def protocol(record: Record) -> tuple:
     json.dumps(record.get("reference"), sort_keys=True),
     record["weights"],
     record.get("of", ""),
+    run.get("truncation", 0.0),
+    run.get("sampler", "prior") if record["given"] == [] else "",  # of what it samples
     measured_with("judge"),
     measured_with("extractor"),
   )

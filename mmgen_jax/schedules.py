@@ -6,6 +6,7 @@ stays there. Huang et al., "The GAN is dead; long live the GAN!", 2024, appendix
 https://arxiv.org/abs/2501.05441.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,6 +66,33 @@ def make_burn_in(config) -> BurnIn:
     )
   make = lambda pair: burn_in(pair[0], pair[1], config.images)
   return BurnIn(**{name: make(pair) for name, pair in given.items()})
+
+
+def check_replaced(config) -> None:
+  """Raises ValueError, naming them, where fields that burn_in replaces say otherwise.
+
+  With `burn_in`, the rate and b2 of `optim` and `disc_optim`, `loss.r1_gamma` and
+  `ema_decay` do nothing, so each must have the value that its schedule starts from;
+  r1_gamma may be 0: no penalty at all.
+  """
+  if "burn_in" not in config:
+    return
+  start = {name: config.burn_in[name][0] for name in BurnIn._fields}
+  kept = float(half_life_decay(config.batch_size, start["half_life_images"]))
+  replaced = [("ema_decay", config.ema_decay, "half_life_images", kept)]
+  for name in ("optim", "disc_optim"):
+    for field in ("learning_rate", "b2"):
+      replaced.append((f"{name}.{field}", config[name][field], field, start[field]))
+  if config.loss.r1_gamma:
+    replaced.append(("loss.r1_gamma", config.loss.r1_gamma, "gamma", start["gamma"]))
+  wrong = [
+    f"{field} = {value:g} does nothing under burn_in: set burn_in.{by} instead (with"
+    f" {field} = {want:g}, where that starts)"
+    for field, value, by, want in replaced
+    if not math.isclose(value, want, rel_tol=1e-5)
+  ]
+  if wrong:
+    raise ValueError("; ".join(wrong))
 
 
 def scheduled_adam(

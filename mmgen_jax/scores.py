@@ -4,6 +4,7 @@ An entry has "metric", "value", "interval" (None where there is none) and its ki
 "given" and "target" (None where it has no direction), "samples" (how many examples the
 value is a mean over), and what it was measured with. Only examples that have every
 given modality count, and where a target's own value is needed, only those that have it.
+Examples whose own label is not known (-1) do not count where it is needed.
 """
 
 import math
@@ -55,6 +56,10 @@ class Setting(NamedTuple):
       all_of &= present[name][self.indices]
     return all_of
 
+  def labelled(self, names) -> Bool[np.ndarray, "n"]:
+    """Which examples have all of these labels; -1 is none."""
+    return coherence.known(self.truth(names))
+
 
 def mean_entry(
   metric: str, values, groups=None, *, resamples: int, seed: int = 0, **more
@@ -98,29 +103,45 @@ def read_all(s: Setting, samples: Samples) -> Reads:
 
 
 def right_of_real(s: Setting, by: Mapping[str, Judge]) -> dict[str, dict]:
-  """{modality: what its judge in `by` reads correctly of the real examples}."""
+  """{modality: what its judge in `by` reads correctly of labelled real examples}."""
   out = {}
   for name, judge in by.items():
     has = s.has([name])
     read = judge.read(s.real(name)[has])
     truth = {label: x[has] for label, x in s.truth(read).items()}
-    out[name] = coherence.correct(read, truth)
+    right, rows = coherence.correct(read, truth), s.labelled(read)[has]
+    out[name] = {label: x[rows] for label, x in right.items()}
   return out
 
 
 def right_of_made(s: Setting, reads: Reads) -> dict[tuple[Subset, str], dict]:
-  """{(given, target): {attribute or "strict": bool [n]}} where something was given."""
+  """{(given, target): {attribute or "strict": bool [n]}} where something was given.
+
+  False also for examples that are not `s.labelled`; where none is, there is no item.
+  """
   return {
     (given, target): coherence.correct(read, s.truth(read))
     for (given, target), read in reads.items()
-    if given
+    if given and s.labelled(read).any()
   }
 
 
 def described(s: Setting, by: Mapping[str, Judge]) -> dict[str, dict]:
-  """{modality: what a record says of its judge in `by`}, its accuracy included."""
+  """{modality: what a record says of its judge in `by`}, its accuracy included.
+
+  Without those whose accuracy no example tells.
+  """
   right = right_of_real(s, by)
-  return {name: describe(judge, right[name]) for name, judge in by.items()}
+  told = {name: judge for name, judge in by.items() if len(right[name]["strict"])}
+  return {name: describe(judge, right[name]) for name, judge in told.items()}
+
+
+def _about(s: Setting, judged: Mapping[str, dict], target: str) -> dict:
+  """What a record says of the judge of a modality; its accuracy where it is known."""
+  if target in judged:
+    return judged[target]
+  judge = s.judges.readers[target]
+  return {"name": judge.name, "sha256": judge.sha256}
 
 
 def coherence_entries(s: Setting, reads: Reads, judged) -> list[Entry]:
@@ -132,32 +153,27 @@ def coherence_entries(s: Setting, reads: Reads, judged) -> list[Entry]:
     judged: {modality: what a record says of its judge}, from `described`.
   """
   entries, from_prior = [], {}
-  for (given, target), right in right_of_made(s, reads).items():
-    rows = s.has(given)
-    if not rows.any():
+  for (given, target), read in reads.items():
+    if not given:
       continue
-    direction = {"given": list(given), "target": target, "judge": judged[target]}
-    groups = coherence.classes(s.truth(reads[given, target]), reads[given, target])
-    strict = right["strict"][rows]
-    entries.append(_mean(s, "coherence/strict", strict, **direction))
-    entries.append(
-      _mean(s, "coherence/strict_macro", strict, groups[rows], **direction)
-    )
-    for name, truth in s.truth(reads[given, target]).items():
-      values = right[name][rows]
-      entries.append(_mean(s, f"coherence/{name}", values, **direction))
-      entries.append(
-        _mean(s, f"coherence/{name}_macro", values, truth[rows], **direction)
-      )
+    truth, about = s.truth(read), _about(s, judged, target)
+    direction = {"given": list(given), "target": target, "judge": about}
+    right, groups = coherence.correct(read, truth), coherence.classes(truth, read)
+    for name in ("strict", *read):
+      rows = s.has(given) & s.labelled(read if name == "strict" else [name])
+      if rows.any():
+        values, of = right[name][rows], truth.get(name, groups)[rows]
+        entries.append(_mean(s, f"coherence/{name}", values, **direction))
+        entries.append(_mean(s, f"coherence/{name}_macro", values, of, **direction))
   for (given, target), read in reads.items():
     if not given:
       from_prior[target] = read
       readable = coherence.readable(read)
-      direction = {"given": [], "target": target, "judge": judged[target]}
+      direction = {"given": [], "target": target, "judge": _about(s, judged, target)}
       entries.append(_mean(s, "readable", readable, **direction))
   if len(from_prior) > 1:
     for name, values in coherence.agree(from_prior).items():
-      judges = [judged[target] for target in sorted(from_prior)]
+      judges = [_about(s, judged, target) for target in sorted(from_prior)]
       more = {"given": [], "target": sorted(from_prior), "judge": judges}
       entries.append(_mean(s, f"joint_coherence/{name}", values, **more))
   return entries
@@ -167,7 +183,7 @@ def mode_entries(s: Setting, reads: Reads, judged) -> list[Entry]:
   """How many combinations of attributes samples of the prior have, and how evenly.
 
   `modes/count` of those that there can be ("total"), read of readable samples, and
-  `modes/reverse_kl` against the real examples' own shares, in nats.
+  `modes/reverse_kl` against the labelled real examples' own shares, in nats.
   """
   entries = []
   for (given, target), read in reads.items():
@@ -181,13 +197,17 @@ def mode_entries(s: Setting, reads: Reads, judged) -> list[Entry]:
       return np.asarray(np.ravel_multi_index(values, sizes))
 
     total, nan = int(np.prod(sizes)), math.nan
-    real = np.bincount(number(s.truth(read)), minlength=total) + 0.5  # none is 0
+    rows = s.labelled(read)
+    truth = {name: x[rows] for name, x in s.truth(read).items()}
+    real = np.bincount(number(truth), minlength=total) + 0.5  # none is 0
     made = number({name: x[readable] for name, x in read.items()})
     found = modes.modes(made, total, real) if len(made) else modes.Modes(0, total, nan)
-    shared = {"given": [], "target": target, "judge": judged[target]}
+    shared = {"given": [], "target": target, "judge": _about(s, judged, target)}
     shared |= {"interval": None, "samples": len(readable), "total": total}
     entries.append({"metric": "modes/count", "value": found.count, **shared})
-    entries.append({"metric": "modes/reverse_kl", "value": found.reverse_kl, **shared})
+    if rows.any():
+      kl = found.reverse_kl
+      entries.append({"metric": "modes/reverse_kl", "value": kl, **shared})
   return entries
 
 

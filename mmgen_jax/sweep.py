@@ -31,8 +31,9 @@ class Trial(NamedTuple):
     overrides: {"optim.learning_rate": 1e-3}.
     budget: updates, in place of the config's (and of its cosine's length).
     start: id of a run whose last checkpoint this one goes on from.
-    fuse: {"of": [ids], "method": ..., options}, see `mmgen_jax.fuse`; then there is no
-      training. `score` of greedy_soup is the name of a held-out loss, as "elbo".
+    fuse: {"of": [ids], "method": ..., "base": id, options}, see `mmgen_jax.fuse`; then
+      there is no training. `score` of greedy_soup is the name of a held-out loss, as
+      "elbo".
     shown: whether it is a method of its own, or only an ingredient, not evaluated.
     baseline: whether it is what the other methods are measured against.
   """
@@ -54,9 +55,9 @@ class Trial(NamedTuple):
 
   @property
   def needs(self) -> tuple[str, ...]:
-    """Ids of the runs that it is made from."""
-    started = (self.start,) if self.start else ()
-    return (*(self.fuse["of"] if self.fuse else ()), *started)
+    """Ids of the runs that it is made from, each once."""
+    fused = (*self.fuse["of"], self.fuse.get("base")) if self.fuse else ()
+    return tuple(dict.fromkeys(need for need in (*fused, self.start) if need))
 
 
 def trial_id(name: str, seed: int = 0, budget: int | None = None) -> str:

@@ -37,6 +37,24 @@ def test_objectives_are_their_papers_formulas(name):
   np.testing.assert_allclose(loss.generator(fake, real), g, rtol=1e-5, atol=1e-6)
 
 
+def test_relative_means_are_of_the_pairs_that_count_on_all_devices():
+  counts = np.array([1, 1, 0, 1, 0, 0, 1, 1], np.float32)
+  real, fake = np.where(counts, RNG.normal(size=(2, 8)), 1e3).astype(np.float32)
+  has = counts > 0
+  d, g = BY_HAND["relativistic_average"](real[has], fake[has])
+
+  def both(real, fake, counts, axis=None):
+    of = losses.make_adversarial("relativistic_average", axis=axis, counts=counts)
+    return jnp.stack([of.discriminator(real, fake), of.generator(fake, real)], -1)
+
+  args = [jnp.asarray(x) for x in (real, fake, counts)]
+  parts = [x.reshape(4, 2) for x in args]  # of 2, 1, 0 and 2 pairs
+  part = jax.pmap(lambda *x: both(*x, axis="data"), axis_name="data")
+  for got in (both(*args), part(*parts).reshape(8, 2)):
+    np.testing.assert_allclose(got[has], np.stack([d, g], -1), rtol=1e-5)
+  assert jnp.isfinite(both(*args[:2], jnp.zeros(8))).all()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_discriminators_push_apart_and_generators_push_up(name):
   loss = losses.make_adversarial(name)

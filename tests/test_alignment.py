@@ -195,3 +195,20 @@ def test_what_does_not_fit_is_refused_by_name():
     alignment.make_train_step(config, modalities)
   with pytest.raises(ValueError, match="'colour'"):
     alignment.meaning({"digit": jnp.zeros(3)}, ("colour",))
+
+
+def test_a_scale_at_its_limit_comes_back():
+  config, modalities, inputs = tiny("alignment")
+  config.loss.objective = "infonce"
+  state = alignment.init(jax.random.key(0), config, modalities)
+  far = {"aligner": {**state.params["aligner"], "log_scale": jnp.float32(np.log(150))}}
+  state = state.replace(params=far, ema=far)
+  step = jax.jit(alignment.make_train_step(config, modalities))
+  batch = jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(0, 1))
+  scales = []
+  for _ in range(3):  # embeddings of chance: a smaller scale is better
+    state, _ = step(state, batch, jax.random.key(1))
+    both = state.params["aligner"]["log_scale"], state.ema["aligner"]["log_scale"]
+    assert all(np.exp(x) < 100.01 for x in both)
+    scales.append(float(np.exp(both[0])))
+  assert scales[0] > scales[1] > scales[2]

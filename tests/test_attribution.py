@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mmgen_jax import attribution
+from mmgen_jax.fusion.feature import make_fusion
 from mmgen_jax.fusion.model import precision_shares, product_of_experts
 
 RNG = np.random.default_rng(0)
@@ -113,3 +114,33 @@ def test_integrated_gradients_are_complete_and_exact_for_a_product():
   x, start = jnp.asarray(RNG.normal(size=(2, 4, 6)), jnp.float32)
   out = attribution.integrated_gradients(net, x, start)
   np.testing.assert_allclose(out.sum(-1), net(x) - net(start), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("m", [2, 5])
+@pytest.mark.parametrize(
+  ("name", "places"),
+  [
+    ("gated", 1),
+    ("attention", 1),
+    ("latent_queries", 1),  # its latents read all modalities once, then talk
+    ("bottleneck", 0),  # each modality looks at itself and the bottleneck
+    ("cross_attention", None),  # one of each modality
+    ("mean", 0),
+  ],
+)
+def test_what_a_layer_looks_at_is_of_modalities_only(name, places, m):
+  mask = np.ones((m, 4), bool)
+  mask[0, 1] = mask[1, 2] = False
+  x = jnp.asarray(RNG.normal(size=(m, 4, 1, 8)), jnp.float32)
+  layer = make_fusion(name)
+  params = layer.init(jax.random.key(0), x, mask)
+  params = {"params": params.get("params", {})}
+  run = lambda: layer.apply(params, x, mask, mutable=["intermediates"])
+  looks = attribution.fusion_weights(run, m)  # type: ignore[arg-type]
+  assert len(looks) == (m if places is None else places), list(looks)
+  for where, of in looks.items():
+    others = mask.copy()
+    if name == "cross_attention":
+      others[int(where.split("_")[1])] = False
+    assert of.shape == (m, 4) and not np.asarray(of)[~others].any()
+    np.testing.assert_allclose(of.sum(0), others.any(0), atol=1e-5)

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,33 @@ from test_report import parse
 from mmgen_jax import comparison, recommendation
 from mmgen_jax.report import compare, scatter
 
+# Every metric that is emitted, by which side is better.
+HIGHER = """
+  coherence/strict coherence/strict_macro coherence/shape coherence/shape_macro
+  joint_coherence/strict joint_coherence/shape mean_coherence/given_2 readable
+  modes/count precision recall coverage inception_score reconstruction/token_accuracy
+  loss/elbo loss/logp loss/logp_image log_likelihood/k64 accuracy/digit
+  accuracy_of_all/digit damaged/digit/image/noise/0.5 robustness/digit/image/noise
+  recall_at_1 recall_at_10_label disentanglement/mig disentanglement/dci_disentanglement
+  disentanglement/dci_completeness disentanglement/dci_informativeness
+  disentanglement/sap disentanglement/factor_vae_score disentanglement/beta_vae_score
+  latents/linear_probe latents/neighbours latents/anomaly_auroc
+"""
+LOWER = """
+  frechet kid reconstruction/mse reconstruction/mae modes/reverse_kl modes/kl_to_uniform
+  loss/bits_per_dimension loss/bits_per_code nll/digit nll_scaled/digit brier/digit
+  ece/digit ece_scaled/digit mean_rank mean_rank_label median_rank median_rank_label
+"""
+NEITHER = """
+  density loss/kl loss/logits_real loss/logits_fake latents/kl latents/active_units
+  precision_share conflict shapley/coherence shapley/digit utilisation/digit
+  temperature/digit floor/frechet floor/kid floor/precision floor/recall floor/density
+  floor/coverage floor/inception_score floor/modes/count floor/modes/kl_to_uniform
+"""
 COST = {"train_secs": 10.0, "train_flops": 1e12, "evaluate_secs": 2.0}
 
 
-def record(metric, value, given=(), target="image", split="test", **more):
+def record(metric, value, given: Any = (), target: Any = "image", split="test", **more):
   given = None if given is None else list(given)
   fixed = {"name": "tiny", "split": split, "fingerprint": split}
   judge = {"name": "judge", "sha256": "a", "accuracy": 1.0, "accuracy_count": 9}
@@ -129,6 +154,12 @@ def test_the_gap_is_how_much_worse_it_is_on_what_was_held_out():
   assert {g.metric for g in comparison.gaps(runs)} == {"coherence/strict"}
 
 
+def test_every_metric_has_its_better_side():
+  sides = {1: HIGHER, -1: LOWER, 0: NEITHER}
+  want = {metric: side for side, names in sides.items() for metric in names.split()}
+  assert {metric: comparison.better(metric) for metric in want} == want
+
+
 def test_the_front_is_what_no_other_beats():
   points = {"a": (1.0, 1.0), "b": (2.0, 3.0), "c": (3.0, 2.0), "d": (2.0, 3.0)}
   assert recommendation.pareto(points) == ["a", "b", "d"]
@@ -149,6 +180,95 @@ def test_advice_follows_quality_and_budget():
   assert found.method == "a" and "Beyond the budget: b" in words
   found, words = advice(study(), budget=1.0)
   assert found.method is None and "No method is affordable" in words
+
+
+NAMES = ("m0", "m1", "m2", "m3", "m4")
+
+
+def many(names=NAMES, means=True, seeds=2):
+  """Of all directions: a makes what belongs together, b has the better distances."""
+  out = []
+  for (at, method), seed in itertools.product(enumerate("ab"), range(seeds)):
+    noise = 0.01 * seed
+    right, far = 0.9 - 0.3 * at + noise, 20.0 - 5.0 * at + noise
+    rs = [record("joint_coherence/strict", right, (), list(names))]
+    rs.append(record("loss/elbo", 100 * right, None, None))
+    for target, count in itertools.product(names, range(len(names))):
+      others = [name for name in names if name != target]
+      for given in itertools.combinations(others, count):
+        rs.append(record("frechet", far, given, target))
+        rs += [record("coherence/strict", right, given, target)] * bool(given)
+    for count in range(1, len(names)) if means else ():
+      rs.append(record(f"mean_coherence/given_{count}", right, None, None))
+    rs += [
+      {**r, "data": {**r["data"], "split": "train", "fingerprint": "x"}} for r in rs
+    ]
+    out.append(run(method, seed, rs))
+  return out
+
+
+def test_a_question_counts_once_however_many_directions_it_has():
+  found, words = advice(many())
+  sizes = {name: len(q) for name, q in recommendation.questions(found.shared).items()}
+  assert sizes == {
+    "joint coherence, prior": 1,
+    "coherence, given others": 4,  # the means, in place of 75 directions
+    "Frechet distance, prior": 5,
+    "Frechet distance, given others": 75,
+    "held-out ELBO": 1,
+  }
+  # Coherence (both) and the ELBO are a's, 80 of 86 columns are b's.
+  assert found.method == "a" and found.ranks == pytest.approx({"a": 1.4, "b": 1.6})
+  assert "Frechet distance, given others (75 measures)" in words
+  assert "coherence, given others (4 measures): a best in 4" in words
+  assert "Each of these counts once" in words and len(words) < 900
+
+
+def test_few_directions_are_told_one_by_one():
+  found, words = advice(many(NAMES[:2], means=False))
+  assert "coherence, m0 → m1: a 90.5 % against b 60.5 %" in words
+  assert "coherence, m1 → m0: a 90.5 % against b 60.5 %" in words
+  found, words = advice(study(a=10.0, b=100.0))
+  assert "(Frechet distance, prior → image; readable, prior → image). The" in words
+
+
+def test_ranks_that_are_equal_are_equal_to_the_last_bit():
+  values = {"a": (1.0, 2.0, 3.0), "b": (2.0, 3.0, 1.0), "c": (3.0, 1.0, 2.0)}
+  rs = lambda v: [record("frechet", x, (), f"m{i}") for i, x in enumerate(v)]
+  two = lambda v: [record("frechet", x, ("k",), f"m{i}") for i, x in enumerate(v)]
+  runs = [run(m, 0, rs(v) + two(v[::-1])) for m, v in values.items()]
+  found, _ = advice(runs)
+  assert found.ranks == dict.fromkeys("abc", 2.0)
+
+
+def test_means_over_directions_stand_for_them_only_where_they_are():
+  runs = many(NAMES[:3])
+  lone = [r for r in many(NAMES[:3], means=False) if r.method == "a"]
+  runs += [r._replace(method="c", id=f"c-seed{r.seed}") for r in lone]
+  found, _ = advice(runs)
+  kept = [c for c in found.shared if c.record["metric"] == "coherence/strict"]
+  assert len(kept) == 9 and all(set(c.cells) == set("abc") for c in kept)
+  assert len(advice([r for r in runs if r.method != "c"])[0].shared) == 2 + 12 + 2
+
+
+def test_the_page_names_questions_where_directions_are_many():
+  text = compare.render(compare.compare(many(), "study"))
+  parse(text.replace('href="runs/', 'href="#'))
+  part = lambda name: text.split(f'<section id="{name}">')[1].split("</section>")[0]
+  heads = lambda name: part(name).split("</thead>")[0].count("<th>")
+  assert heads("stability") == 5 + 5 and heads("quality") == 1 + 5
+  assert "mean sd of Frechet distance, given others (75 measures)" in part("stability")
+  assert "1.0<small>mean rank</small>" in part("quality")
+  # All directions are there to be opened.
+  assert "Frechet distance, given others: 75 measures</summary>" in part("quality")
+  assert "m0 + m1 → m2" in part("quality")
+  drawn = re.findall("<figcaption>(.*?),", part("pareto"))
+  assert drawn == ["joint coherence", "coherence", *["Frechet distance"] * 2]
+  shown = part("generalisation").split("<details>")[0]
+  assert "coherence, any 1 given" in shown and "m0 → m1" not in shown
+  assert "Frechet distance, given others: 75 measures" in part("generalisation")
+  few = compare.render(compare.compare(many(NAMES[:2], means=False), "study"))
+  assert "<details><summary>Frechet" not in few and "sd of coherence, m0 → m1" in few
 
 
 def test_methods_stand_against_the_best_baseline_of_each_measure():

@@ -11,10 +11,11 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 from tiny_models import BATCH, tiny
 
+from configs import common
 from mmgen_jax import parallel
 from mmgen_jax.losses import contrast
 from mmgen_jax.models.condition import ConditionEncoder, Given
-from mmgen_jax.steps import gan, gan_networks
+from mmgen_jax.steps import gan, gan_losses, gan_networks
 
 key = jax.random.key
 
@@ -151,6 +152,50 @@ def test_a_model_that_never_lacked_anything_is_always_given_all():
   assert gan.subsets(config, modalities) == [("sound", "word")]
 
 
+@pytest.mark.parametrize(
+  "missing, want",
+  [
+    ({"sound": 0.5}, [("word",), ("sound", "word")]),
+    ({"word": (0.0, 0.3, 0.0)}, [("sound",), ("sound", "word")]),
+    ({"image": 0.5, "word": 0.0}, [("sound", "word")]),
+    ({"word": 0.1, "sound": 0.1}, [(), ("sound",), ("word",), ("sound", "word")]),
+  ],
+)
+def test_only_what_was_missing_in_training_may_be(missing, want):
+  config, modalities, _ = conditional()
+  config.model.encoder.dropout = 0.0
+  config.data.missing = missing
+  assert gan.subsets(config, modalities) == want
+  config.data.missing_rate = 0.9  # `missing` comes before it
+  assert gan.subsets(config, modalities) == want
+
+
+def test_an_example_that_is_missing_moves_no_other():
+  config, modalities, inputs = conditional()
+  config.loss = common.gan_loss(gan="relativistic_average", mismatch=0.5)
+  del config.disc_augment
+  d_loss, g_loss = gan_losses.make_losses(config, modalities)
+  batch = jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(0, 1))
+  batch["mask"] = {name: jnp.ones(BATCH, bool) for name in modalities}
+  batch["mask"]["image"] = batch["mask"]["image"].at[-1].set(False)  # rolled to the 1st
+  batch["mask"] |= {n: batch["mask"][n].at[0].set(False) for n in ("sound", "word")}
+  batch["labels"]["digit"] = batch["labels"]["digit"].at[-1].set(0).at[0].set(0)
+  other = {**batch, "word": batch["word"].at[-1].set(1)}
+  params, keys = updates()[0].params, jax.random.split(key(0), BATCH)
+  now = gan_losses.Now(jnp.int32(0), 0.0)
+
+  @jax.jit
+  def both(batch):
+    of = params["discriminator"], params["generator"]
+    d, g = d_loss(*of, batch, keys, now)[1], g_loss(*of[::-1], batch, keys, now)[1]
+    return {k: v for k, v in (d | g).items() if k[:4] == "gan/"}
+
+  a, b = both(batch), both(other)
+  assert {"gan/d_loss", "gan/mismatch", "gan/g_loss"} == set(a)
+  assert float(a["gan/mismatch"]) > 0
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
 def test_hiding_is_by_example_and_as_often_as_asked():
   config, modalities, inputs = conditional()
   batch = jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(0, 1))
@@ -229,3 +274,6 @@ def test_held_out_logits_are_of_the_examples_that_are_there():
     assert logits.shape == (BATCH,) and not logits[~has].any()
     assert (logits[has] != 0).all()
   assert evaluate({"generator": params["generator"]}, batch, key(3)) == {}
+  config.eval.truncation = 1e-3  # as in training: not cut off
+  whole = jax.jit(gan.make_eval_step(config, modalities))(params, batch, key(3))
+  jax.tree.map(np.testing.assert_array_equal, out, whole)

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from tiny_models import tiny
 
+from configs import common
 from mmgen_jax.data import modality
 from mmgen_jax.models.condition import Verdict
 from mmgen_jax.steps import gan_losses
@@ -111,3 +113,20 @@ def test_consistency_is_the_squared_difference_of_logits():
     found.append(float(got["consistency_real"]))
     assert any(found[-1] == pytest.approx(s, rel=1e-4) for s in sums)
   assert len(set(found)) > 1
+
+
+def test_fields_that_no_term_has_are_refused():
+  config, modalities, _ = tiny("gan")
+  assert gan_losses.make_losses(config, modalities)  # a fusion run's, with a posterior
+  config.loss = common.gan_loss()
+  assert set(config.loss) == set(gan_losses.FIELDS)
+  assert gan_losses.make_losses(config, modalities)
+  config.loss.update(lecm=0.1, r1=1.0)
+  with pytest.raises(ValueError, match=r"no \['lecm', 'r1'\]; it has .*'lecam'"):
+    gan_losses.make_losses(config, modalities)
+
+
+def test_off_is_off():
+  config = ConfigDict({"model": {"modality": "image"}, "loss": common.gan_loss()})
+  assert gan_losses.make_consistency(config, MODALITIES)() == {}
+  assert slopes(**{k: v for k, v in common.gan_loss().items()}) == {}

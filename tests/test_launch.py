@@ -1,15 +1,22 @@
 """The command line: one line for what a user can mend, exit codes, a dry run."""
 
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import pytest
 
-from mmgen_jax import checkpoint, loop, process
+from mmgen_jax import checkpoint, loop, process, provenance
+from mmgen_jax import config as config_lib
+from mmgen_jax import data as datasets
+from mmgen_jax.steps import recognition
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "--config=configs/quickstart.py:smoke"
@@ -44,6 +51,12 @@ def launch(*arguments, **env):
     ([SMOKE, "--workdir={tmp}", "--num_processes=2"], "need --distributed"),
     (["--workdir={tmp}"], "--config is missing, and there is no {tmp}/config.json"),
     ([SMOKE, "--workdir=gs://b/x"], "'gs://b/x' is a URL"),
+    ([SMOKE, "--workdir=/dev/null/x"], "/dev/null/x cannot be a folder: /dev/null is"),
+    (
+      ["--workdir={tmp}", "--config.seed=1"],
+      "--config.seed=1 is an override: it needs --config=FILE, and there is no {tmp}/c",
+    ),
+    (["--config.seed=1"], "--config.seed=1 is an override: it needs --config=FILE"),
   ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, words):
@@ -76,6 +89,51 @@ def test_a_dry_run_prints_all_and_writes_nothing(tmp_path):
   assert re.search(r"^  vae: [\d,]{5,}$", done.stdout, re.M), done.stdout
   assert re.search(r"examples: \d[\d.,]* GFLOP$", done.stdout, re.M), done.stdout
   assert not list(tmp_path.iterdir())
+
+
+def test_overrides_alone_are_of_the_config_of_the_workdir(tmp_path):
+  kept = config_lib.load("configs/quickstart.py:smoke")
+  kept.batch_size = 12
+  (tmp_path / "config.json").write_text(config_lib.to_json(kept))
+  done = launch(f"--workdir={tmp_path}", "--dry_run", "--config.seed=5")
+  assert done.returncode == 0, done.stderr
+  assert "  seed = 5" in done.stdout and "  batch_size = 12" in done.stdout
+  done = launch("--workdir", tmp_path, "--dry_run", "--config.sed=5")
+  assert done.returncode == 2 and "no field 'sed'" in done.stderr, done.stderr
+  done = launch(f"--workdir={tmp_path}", "--mode=compare", "--config.seed=5")
+  assert done.returncode == 2 and "has get_sweep" in done.stderr, done.stderr
+
+
+def test_only_the_first_of_two_processes_writes_the_page(tmp_path):
+  text = config_lib.to_json(config_lib.load("configs/quickstart.py:smoke"))
+  (tmp_path / "config.json").write_text(text)
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    address = f"localhost:{s.getsockname()[1]}"
+  together = ["--distributed", f"--coordinator={address}", "--num_processes=2"]
+  of = lambda i: launch(
+    *together, f"--process_id={i}", "--mode=report", f"--workdir={tmp_path}"
+  )
+  with ThreadPoolExecutor(2) as pool:
+    first, second = pool.map(of, range(2))
+  assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+  assert "report.html" in first.stdout and not second.stdout
+
+
+def test_processes_of_one_id_do_not_take_each_others_file(tmp_path, monkeypatch):
+  """In containers each is process 1."""
+  monkeypatch.setattr(os, "getpid", lambda: 1)
+  path, replace = tmp_path / "page", os.replace
+
+  def slow(*names):
+    time.sleep(0.01)
+    replace(*names)
+
+  monkeypatch.setattr(os, "replace", slow)
+  write = lambda i: provenance.write_atomically(path, f"{i}" * 1000)
+  with ThreadPoolExecutor(8) as pool:
+    list(pool.map(write, range(8)))
+  assert len(set(path.read_text())) == 1 and list(tmp_path.iterdir()) == [path]
 
 
 def error_from(raiser):
@@ -139,3 +197,24 @@ print(int(kept), faults() - before)
 def test_a_bad_cluster_is_told():
   with pytest.raises(ValueError, match="go together"):
     process.join("localhost:1", 2, None)
+
+
+def test_a_greedy_soup_by_a_held_out_loss(tmp_path):
+  config = config_lib.load(f"{ROOT}/configs/study_fusion.py:sprites,recognise,smoke")
+  spec = datasets.spec(config.data.name, **config.data.options)
+  runs = [tmp_path / "a", tmp_path / "b"]
+  for i, run in enumerate(runs):
+    state = recognition.init(jax.random.key(i), config, spec.modalities)
+    checkpoint.save(run / "checkpoints", state, 4)
+    (run / "config.json").write_text(config_lib.to_json(config))
+  words = ["--mode=fuse", "--method=greedy_soup", f"--workdir={tmp_path}/soup"]
+  words += [f"--ingredients={runs[0]}:4,{runs[1]}", f"--data_dir={tmp_path}/data"]
+  done = launch(*words, '--option=score="elbo"')
+  assert done.returncode == 2 and "no held-out 'elbo'" in done.stderr, done.stderr
+  done = launch(*words, '--option=score="correct_colour"')
+  assert done.returncode == 0, done.stderr
+  record = json.loads((tmp_path / "soup/fusion.json").read_text())
+  assert all(0.0 <= c["own"] <= 1.0 for c in record["candidates"])
+  (runs[0] / "config.json").unlink()
+  done = launch(*words, '--option=score="nll"')
+  assert done.returncode == 2 and "first ingredient" in done.stderr, done.stderr

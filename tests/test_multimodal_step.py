@@ -127,3 +127,15 @@ def test_what_is_given_changes_what_is_decoded():
     assert (outputs[n] != others[n]).any((1, 2, 3, 4)).all()
   same_z, _ = decoded(values | {"b": -values["b"], "c": values["a"]})
   np.testing.assert_array_equal(same_z, z)
+
+
+def test_the_joint_encoder_sees_what_the_experts_see():
+  kl = {}
+  for noise in (0.0, 0.5):
+    config = small("jmvae")
+    config.augment = {"a": {"noise": noise}}
+    state = multimodal.init(jax.random.key(0), config, SMALL)
+    step = multimodal.make_train_step(config, SMALL)
+    of = jax.jit(lambda *x, step=step: step(*x)[1]["multimodal/kl"])  # compiles no more
+    kl[noise] = float(of(state, batch(ALL), jax.random.key(1)))  # of the joint encoder
+  assert kl[0.5] != pytest.approx(kl[0.0], rel=1e-4)

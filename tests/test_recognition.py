@@ -1,6 +1,8 @@
 """Recognition: balance, the step beside tests/test_steps.py, evaluation in one pass."""
 
 import functools
+import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,9 @@ import numpy as np
 import pytest
 from tiny_models import tiny
 
+from configs import recognition_digits, study_fusion
 from mmgen_jax import balance, recognise, records
+from mmgen_jax import data as datasets
 from mmgen_jax.data import modality
 from mmgen_jax.data.examples import Column, Examples
 from mmgen_jax.metrics import calibration
@@ -191,6 +195,33 @@ def test_measured_entries_are_those_of_the_predictions():
   assert not find("damaged/digit/image/noise/0.1", "sound")
 
 
+def test_every_entry_names_what_its_inputs_suffered():
+  c, params = trained()
+  data, protocols = examples(), []
+  for how in ({"image": {"noise": 0.1}}, {"image": {"noise": 0.3}}, {}):
+    c = c.copy_and_resolve_references()
+    c.corrupt = how
+    measure = recognise.make_measure(c, MODALITIES)
+    found = measure(params, data, np.arange(20), data, say=lambda message: None)
+    more = {"data": {"fingerprint": "f"}, "weights": "ema"}
+    named = [e for e in found if not e["metric"].startswith("accuracy_of_all")]
+    assert {e["damage"] for e in found if e not in named} == {
+      json.dumps(how) * bool(how)
+    }
+    protocols.append(
+      {
+        image: {
+          records.protocol(e | more) for e in named if ("image" in e["given"]) == image
+        }
+        for image in (True, False)
+      }
+    )
+  for a, b in itertools.combinations(protocols, 2):
+    assert not a[True] & b[True]
+    alone = {p for p in a[False] if "shapley" not in p[0] and "utilis" not in p[0]}
+    assert alone and alone <= b[False]  # a sound suffers nothing in all of them
+
+
 def test_what_does_not_fit_is_refused_by_name():
   c = config()
   c.model.inputs = ("video",)
@@ -207,6 +238,44 @@ def test_what_does_not_fit_is_refused_by_name():
   c.model.labels = {}
   with pytest.raises(ValueError, match="no label"):
     recognition.build(c, MODALITIES)
+  for fused in ({"fused_to_encoders": 0.0}, {"fused": 0.0}):
+    c = config(**fused)
+    with pytest.raises(ValueError, match=r"fused_to_encoders.*nothing.*loss\.own"):
+      recognition.build(c, MODALITIES)
+    c.loss.own = {"image": 1.0, "sound": 1.0}
+    recognition.build(c, MODALITIES)
+    c.loss.balance = 0.5
+    with pytest.raises(ValueError, match=r"fused_to_encoders.*loss\.balance = 0\.5"):
+      recognition.build(c, MODALITIES)
+
+
+def test_a_label_that_the_data_lack_is_named():
+  c, modalities, inputs = tiny("recognition")
+  c.model.labels = {"digits": 3}
+  state = recognition.init(jax.random.key(0), c, modalities)
+  batch = jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(0, 1))
+  key, words = jax.random.key(1), r"model\.labels names 'digits'.*\['digit'\]"
+  for step, of in (
+    (recognition.make_train_step(c, modalities), state),
+    (recognition.make_eval_step(c, modalities), state.ema),
+  ):
+    with pytest.raises(ValueError, match=words):
+      jax.eval_shape(step, of, batch, key)
+
+
+VARIANTS = [*recognition_digits.LAYERS, "image", "sound", "balance", "fused"]
+VARIANTS = [recognition_digits.get_config(name) for name in ("", *VARIANTS)]
+STUDIES = [
+  study_fusion.get_config(f"{data},{method}")
+  for data in ("sprites", "digits")
+  for method in ("recognise", "see", "hear")
+]
+
+
+@pytest.mark.parametrize("c", [*VARIANTS, *STUDIES])
+def test_the_configs_train_their_encoders(c):
+  spec = datasets.spec(c.data.name, **c.data.options)
+  recognition.make_train_step(c, spec.modalities)
 
 
 def test_one_modality_needs_no_other_to_be_fused_with():

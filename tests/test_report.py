@@ -13,6 +13,7 @@ from mmgen_jax import config as config_lib
 from mmgen_jax import pictures, records, report
 from mmgen_jax.data import modality
 from mmgen_jax.report import curves
+from mmgen_jax.steps import STEPS
 
 EVIL = "<script>alert('&')</script>"
 MODALITIES = {
@@ -182,6 +183,58 @@ def test_report_of_an_unfinished_run(tmp_path, capsys):
   assert "no evaluation records" in capsys.readouterr().out
   with pytest.raises(FileNotFoundError, match="no run was started"):
     report.write(tmp_path / "nowhere")
+
+
+HEADINGS = {
+  "gan": "Image from noise",
+  "vae": "Image through a latent",
+  "hvae": "Image through a hierarchy of latents",
+  "vq": "Image through a code book",
+  "autoregressive": "Image pixel by pixel",
+  "fusion": "Image from one latent",
+  "multimodal": "Image from a shared latent",
+  "extension": "Image from one latent, sound added",
+  "recognition": "Image",
+  "alignment": "Image",
+}
+
+
+def heading(workdir, family, **model) -> str:
+  config = json.loads((start(workdir, family) / "config.json").read_text())
+  config |= {"model": model, "extend": {"modality": "sound"}}
+  (workdir / "config.json").write_text(json.dumps(config))
+  path = workdir / "samples" / "step_0000020" / "panel.npz"
+  pictures.save_panel(path, panel([()], ("image",)), {"step": 20})
+  page = report.render(report.read(workdir))
+  return re.findall("<h1>(.*?)</h1>", page)[0]
+
+
+@pytest.mark.parametrize("family", STEPS)
+def test_the_heading_says_where_what_is_shown_comes_from(tmp_path, family):
+  assert heading(tmp_path, family) == HEADINGS[family]
+
+
+def test_the_heading_names_what_was_given(tmp_path):
+  of = lambda family, **model: heading(tmp_path, family, **model)
+  assert of("gan", condition=["caption", "sound"]) == "Image from caption and sound"
+  assert of("gan", classes=10, label="digit", condition=[]) == "Image from digit"
+  assert of("autoregressive", source="codes") == "Image code by code"
+
+
+def test_records_that_are_no_headline_are_told_all_the_same(tmp_path, capsys):
+  start(tmp_path, "gan")
+  records.write(tmp_path, 20, [record("modes/count", 7.0, [], "image")])
+  assert "7" in parse(report.write(tmp_path).read_text()).text
+  assert re.search(r"modes count, prior -> image +7 ", capsys.readouterr().out)
+
+
+def test_an_evaluation_without_records_says_what_would_give_some(tmp_path, capsys):
+  records.write(start(tmp_path, "gan"), 20, [])
+  text = parse(report.write(tmp_path).read_text()).text
+  said = capsys.readouterr().out
+  for told in (text, said):
+    assert "without labels" in told and "eval.extractor=efficientnet_lite0" in told
+  assert "not been evaluated" not in text
 
 
 def test_grids_are_as_wide_as_their_tiles(tmp_path):

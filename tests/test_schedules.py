@@ -61,7 +61,7 @@ def test_scheduled_adam_is_adam_with_the_present_values():
 @functools.cache
 def compiled(devices, mode):
   """(first state, one update, mesh, inputs) of a tiny conditional R3GAN."""
-  config, modalities, inputs = tiny("gan", burn_in=BURN_IN, batch_size=BATCH)
+  config, modalities, inputs = tiny("gan", batch_size=BATCH)
   with config.unlocked(), config.model.ignore_type():
     config.model.net, config.model.group_size, config.model.patch = "r3gan", 8, 2
     for widths in (config.model.widths, config.model.disc_widths):
@@ -69,6 +69,7 @@ def compiled(devices, mode):
         widths.image = (16, 8)
     config.loss.update(gan="relativistic", r2=True)
   config.optim = config.disc_optim = common.optim(1.0)
+  common.burn_in(config, **BURN_IN)
   mesh = parallel.make_mesh(jax.devices()[:devices])
   step = gan.make_train_step(config, modalities)
   go = parallel.compile_step(step, mesh, mode, updates=1, scan=False)
@@ -125,3 +126,37 @@ def test_what_does_not_fit_is_refused():
   config.model["net"] = "biggan"
   with pytest.raises(ValueError, match="'biggan'"):
     gan.build(config, modalities)
+
+
+@pytest.mark.parametrize(
+  "field, value, by",
+  [
+    ("optim.learning_rate", 1e-3, "learning_rate"),
+    ("disc_optim.learning_rate", 2e-2, "learning_rate"),
+    ("optim.b2", 0.999, "b2"),
+    ("disc_optim.b2", 0.99, "b2"),
+    ("loss.r1_gamma", 0.1, "gamma"),
+    ("ema_decay", 0.99, "half_life_images"),
+  ],
+)
+def test_what_burn_in_replaces_is_not_ignored(field, value, by):
+  config, modalities, _ = tiny("gan")
+  config.optim, config.disc_optim = (common.optim(1.0) for _ in range(2))
+  common.burn_in(config, **BURN_IN)
+  assert gan.make_train_step(config, modalities)
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=rf"^{field} = {value:g} .* set burn_in\.{by} "):
+    gan.make_train_step(config, modalities)
+  assert gan.init(jax.random.key(0), config, modalities)  # checkpoints stay readable
+  with config.unlocked():
+    del config.burn_in
+  assert gan.make_train_step(config, modalities)
+
+
+def test_burn_in_takes_a_start_that_is_not_a_copy_and_no_penalty():
+  config, modalities, _ = tiny("gan")
+  config.optim, config.disc_optim = (common.optim(1.0) for _ in range(2))
+  common.burn_in(config, **BURN_IN | {"half_life_images": (32.0, 64.0)})
+  assert config.ema_decay == pytest.approx(2.0 ** (-config.batch_size / 32))
+  config.loss.r1_gamma = 0.0
+  schedules.check_replaced(config)

@@ -105,6 +105,11 @@ def test_workers_share_cores_and_devices():
     ("[dict(name='a', config='c', sed=1)]", "a trial has"),
     ("[dict(name='a', config='c'), dict(name='a', config='c')]", "two trials"),
     ("[dict(name='b', fuse={'of': ['a-seed0']}), dict(name='a', config='c')]", "made"),
+    (
+      "[dict(name='a', config='c'),"
+      " dict(name='b', fuse={'of': ['a-seed0'], 'method': 'ties', 'base': 'c-seed0'})]",
+      "b-seed0 is made from .'c-seed0'",
+    ),
     ("[]", "no trials"),
   ],
 )
@@ -112,6 +117,18 @@ def test_a_sweep_that_is_none_is_refused(tmp_path, entries, words):
   path = config_file(tmp_path, f"def get_sweep(arg):\n  return {entries}\n")
   with pytest.raises(ValueError, match=words):
     sweep.load(path)
+
+
+def test_a_fused_trial_waits_for_its_base(tmp_path):
+  task = {"of": ["a-seed0", "b-seed0", "a-seed0"], "method": "ties"}
+  assert Trial("t", fuse=task).needs == ("a-seed0", "b-seed0")
+  based = Trial("t", fuse={**task, "base": "c-seed0"})
+  assert based.needs == ("a-seed0", "b-seed0", "c-seed0")
+  assert Trial("m", "c", start="a-seed0").needs == ("a-seed0",)
+  trials = [Trial("a", "c"), Trial("b", "c"), Trial("c", "c", shown=False), based]
+  said = []
+  got = run_all(trials, tmp_path, {"c": "bad"}, said)
+  assert got["t-seed0"] == "failed" and any("cannot be made" in s for s in said)
 
 
 def test_trials_become_configs():

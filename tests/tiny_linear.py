@@ -98,7 +98,7 @@ def linear_pass(name, means, logvars, x, mask, *, copies=N, which=(0, 1, 2), **c
     logvars = jnp.concatenate([logvars, wide(jnp.where(own, -1.0, jnp.inf))], -1)
     means = jnp.concatenate([means, wide(jnp.where(own, 0.3, 0.0))], -1)
   keys = jax.random.split(jax.random.key(0), b * copies)
-  p = Pass(config, vae, params, values, mask, means, logvars, keys)  # type: ignore
+  p = Pass(config, vae, params, values, values, mask, means, logvars, keys)  # type: ignore
   return lambda: make_objective(config)(p)[0].reshape(b, copies)
 
 

@@ -48,20 +48,21 @@ def spec(name: str, **options) -> Spec:
   return dataclasses.replace(found, modalities=kept)
 
 
-def load(name: str, split: str, data_dir: str | os.PathLike, **options) -> Examples:
+def load(name: str, split: str, data_dir: str | os.PathLike, /, **options) -> Examples:
   """The examples of one split, prepared first if that was not done yet.
 
   Args:
     name: one of `DATASETS`.
     split: "train", "validation" or "test"; "digits" also has "test_speaker".
     data_dir: where TFDS sets are and own ones are prepared; may be a bucket.
-    **options: of the data set; its module's `spec` names them. Of any set:
-      `modalities`, the names of those that are wanted.
+    **options: of the data set; its module's `spec` names them; `data_dir` among them
+      stands above the argument. Of any set: `modalities`, the names of those wanted.
 
   Raises:
     ValueError: for an unknown set, split or option, or for data that are no good.
     FileNotFoundError: where something has to be fetched first; says how.
   """
   module, modalities = _checked(name, options), options.pop("modalities", ())
+  data_dir = options.pop("data_dir", "") or data_dir
   examples = module.load(split, data_dir, **options)
   return examples.select(modalities) if modalities else examples

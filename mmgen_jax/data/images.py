@@ -21,10 +21,17 @@ from mmgen_jax.data.examples import Column, Examples, Spec
 
 VERSION = 1  # of what `stored` makes of a record
 FITS = ("", "pad", "resize")
+VALIDATIONS = ("", "test")
 
 
 def spec(
-  *, tfds: str, size: int = 32, fit: str = "", cached: bool = True, data_dir: str = ""
+  *,
+  tfds: str,
+  size: int = 32,
+  fit: str = "",
+  cached: bool = True,
+  validation: str = "",
+  data_dir: str = "",
 ) -> Spec:
   """One image modality, size x size, grey or RGB; a label if the set has one.
 
@@ -36,9 +43,13 @@ def spec(
       `size`, and else resizes.
     cached: decode once into memory-mapped arrays; False decodes on every access, which
       suits sets too large for the disk.
+    validation: "test" trains on the whole of "train" and gives "test" as the split
+      "validation" too, as published protocols of MNIST and CIFAR-10 have it: nothing is
+      then held out of what is chosen by it. "" holds out, see `load`.
     data_dir: needed for sets that TFDS itself does not know.
   """
   del cached
+  _check_validation(validation)
   import tensorflow_datasets as tfds_lib
 
   folder = find(tfds, data_dir) if data_dir else None
@@ -47,7 +58,10 @@ def spec(
       tfds_lib.builder_from_directory(str(folder)) if folder else tfds_lib.builder(tfds)
     )
   except tfds_lib.core.DatasetNotFoundError:
-    raise ValueError(f"TFDS has no data set {tfds!r} (option tfds)") from None
+    raise ValueError(
+      f"TFDS has no data set {tfds!r} (option tfds); of one of your own the option"
+      " data_dir says where it is prepared"
+    ) from None
   return _spec(builder.info.features, size, fit)
 
 
@@ -68,6 +82,11 @@ def check_size(size: int, fit: str) -> None:
     raise ValueError(f"size={size}, fit={fit!r}: a size >= 1 and one of {FITS}")
 
 
+def _check_validation(validation: str) -> None:
+  if validation not in VALIDATIONS:
+    raise ValueError(f"validation={validation!r}: one of {VALIDATIONS}")
+
+
 def load(
   split: str,
   data_dir,
@@ -76,23 +95,28 @@ def load(
   size: int = 32,
   fit: str = "",
   cached: bool = True,
+  validation: str = "",
 ) -> Examples:
   """The examples of one split; see `spec` for the options.
 
   A set without a split "validation" gives the last tenth of "train"; one without
-  "test" gives its "validation", or the tenth before.
+  "test" gives its "validation", or the tenth before. With validation="test", "train" is
+  whole and "validation" is what "test" is.
 
   Raises:
     FileNotFoundError: if the set is not prepared; says how to.
-    ValueError: if there is no such set, or no image in it.
+    ValueError: if there is no such set, no image in it, or nothing beside its "train"
+      for validation="test".
   """
+  _check_validation(validation)
   builder = open_prepared(tfds, data_dir)
   about = _spec(builder.info.features, size, fit)
   about.check_split(split)
-  part = _parts(builder.info.splits)[split]
+  part, usual = (_parts(builder.info.splits, v)[split] for v in (validation, ""))
   columns = stored(tfds, part, data_dir, size=size, fit=fit, cached=cached)
   labels = {"label": np.asarray(columns["label"])} if "label" in columns else {}
   what = [tfds, split, size, fit, columns["source"], VERSION]
+  what += [part] if part != usual else []
   return Examples(
     "images",
     split,
@@ -104,11 +128,18 @@ def load(
   )
 
 
-def _parts(splits) -> dict[str, str]:
+def _parts(splits, validation: str = "") -> dict[str, str]:
   """TFDS's notation of our three splits."""
   if "train" not in splits:
     raise ValueError(f"the set has no split 'train'; it has {sorted(splits)}")
   has_test, has_validation = "test" in splits, "validation" in splits
+  if validation:
+    if not (has_test or has_validation):
+      raise ValueError(
+        f"validation={validation!r} wants a split 'test'; the set has {sorted(splits)}"
+      )
+    test = "test" if has_test else "validation"
+    return {"train": "train", "validation": test, "test": test}
   if has_test and has_validation:
     return {name: name for name in ("train", "validation", "test")}
   if has_test or has_validation:
@@ -301,7 +332,7 @@ def _what_it_takes(name: str, builder, data_dir) -> str:
 
 
 def _command(name: str, data_dir, install: bool) -> str:
-  first = "pip install 'mmgen_jax[tf]' && " if install else ""
+  first = "pip install -e '.[tf]' && " if install else ""
   call = f"tfds.builder('{name}', data_dir='{data_dir}')"
   prepare = ".download_and_prepare(file_format='array_record')"
   return f'{first}python -c "import tensorflow_datasets as tfds; {call}{prepare}"'

@@ -31,7 +31,7 @@ class Row:
 
   @property
   def key(self) -> str:
-    """What must stay in one split: rows that share a picture, or else a sound."""
+    """A picture, or else a sound or text: rows that share it stay in one split."""
     return self.image or self.audio or self.caption
 
 
@@ -192,9 +192,10 @@ def _check_columns(path: Path, columns: list[str]) -> list[str]:
 
 
 def _split(path: Path, rows: list[Row]) -> list[Row]:
-  """Eight, one and one tenth of the keys, by the order of their hashes."""
+  """Eight, one and one tenth of the groups, by the order of their keys' hashes."""
+  group_of = _groups(rows)
   keys = sorted(
-    {r.key for r in rows}, key=lambda k: hashlib.sha256(k.encode()).digest()
+    set(group_of.values()), key=lambda k: hashlib.sha256(k.encode()).digest()
   )
   if len(keys) < 3:
     raise ValueError(
@@ -204,7 +205,29 @@ def _split(path: Path, rows: list[Row]) -> list[Row]:
   split_of = dict.fromkeys(keys, "train")
   split_of |= dict.fromkeys(keys[:tenth], "test")
   split_of |= dict.fromkeys(keys[tenth : 2 * tenth], "validation")
-  return [dataclasses.replace(row, split=split_of[row.key]) for row in rows]
+  return [dataclasses.replace(row, split=split_of[group_of[row.key]]) for row in rows]
+
+
+def _groups(rows: list[Row]) -> dict[str, str]:
+  """{key: the least key of its group}; rows of one picture or sound are in one group.
+
+  So are rows that only others link: a with b by a picture, b with c by a sound.
+  """
+  above: dict[str, str] = {}
+
+  def top(cell):
+    above.setdefault(cell, cell)
+    while above[cell] != cell:
+      above[cell] = cell = above[above[cell]]
+    return cell
+
+  for row in rows:
+    for cell in filter(None, (row.key, row.image, row.audio)):
+      above[top(cell)] = top(row.key)
+  least: dict[str, str] = {}
+  for key in sorted({row.key for row in rows}):
+    least.setdefault(top(key), key)
+  return {row.key: least[top(row.key)] for row in rows}
 
 
 def _check_rows(path: Path, rows: list[Row]) -> None:
@@ -224,3 +247,8 @@ def _check_rows(path: Path, rows: list[Row]) -> None:
           f"{where}: {file} is in {row.split!r}, and in {home.split!r} in line"
           f" {home.line}"
         )
+  for split in SPLITS:
+    if split not in {row.split for row in rows}:
+      raise ValueError(
+        f"{path}: no row of the split {split!r}; each of {SPLITS} has one"
+      )

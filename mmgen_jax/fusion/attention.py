@@ -53,10 +53,16 @@ class Attention(nn.Module):
   softmax(Q K^T / sqrt(d / heads)) V per head: Vaswani et al., "Attention Is All You
   Need", 2017, eq. 1, https://arxiv.org/abs/1706.03762. Keys have no bias: it adds the
   same to every logit, which a softmax does not see. The weights [b heads q n] are sown as
-  "intermediates".
+  "intermediates", for `mmgen_jax.attribution.fusion_weights`.
+
+  Attributes:
+    heads: of the attention.
+    over_modalities: whether the tokens are those of all modalities, one after the other;
+      the weights of others say nothing of modalities, and are not sown.
   """
 
   heads: int = 4
+  over_modalities: bool = True
 
   @nn.compact
   def __call__(
@@ -75,22 +81,27 @@ class Attention(nn.Module):
     logits = jnp.einsum("bqhd,bnhd->bhqn", q, k) / math.sqrt(d // self.heads)
     there = keep[:, None, None, :]
     weights = jnp.where(there, nn.softmax(jnp.where(there, logits, -1e9)), 0.0)
-    self.sow("intermediates", "weights", weights)
+    if self.over_modalities:
+      self.sow("intermediates", "weights", weights)
     out = jnp.einsum("bhqn,bnhd->bqhd", weights, v).reshape(queries.shape)
     out = Dense(d, name="out")(out)
     return jnp.where(keep.any(1)[:, None, None], out, 0.0)
 
 
 class AttentionBlock(nn.Module):
-  """x + Attention(LN x, LN context), then x + MLP(LN x); its own context by default."""
+  """x + Attention(LN x, LN context), then x + MLP(LN x); its own context by default.
+
+  Attributes as of `Attention`.
+  """
 
   heads: int = 4
+  over_modalities: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, "b q d"], keep, context=None) -> Array:
     d, h = x.shape[-1], nn.LayerNorm()(x)
     context = h if context is None else nn.LayerNorm()(context)
-    x = x + Attention(self.heads)(h, context, keep)
+    x = x + Attention(self.heads, self.over_modalities)(h, context, keep)
     h = nn.silu(Dense(2 * d)(nn.LayerNorm()(x)))
     return x + Dense(d)(h)
 
@@ -188,7 +199,8 @@ class BottleneckFusion(nn.Module):
     for block in range(self.blocks):
       both = []
       for i in range(m):
-        layer = AttentionBlock(self.heads, name=f"modality_{i}_block_{block}")
+        name = f"modality_{i}_block_{block}"
+        layer = AttentionBlock(self.heads, over_modalities=False, name=name)
         both.append(layer(jnp.concatenate([x[i], shared], axis=1), keep[i]))
       both = jnp.stack(both)
       x, shared = both[:, :, :t], mean_of_present(both[:, :, t:], mask)
@@ -224,5 +236,6 @@ class LatentFusion(nn.Module):
     for block in range(self.blocks):
       h = AttentionBlock(self.heads, name=f"read_{block}")(h, keep, tokens)
       always = jnp.ones((b, self.latents), bool)
-      h = AttentionBlock(self.heads, name=f"talk_{block}")(h, always)
+      talk = AttentionBlock(self.heads, over_modalities=False, name=f"talk_{block}")
+      h = talk(h, always)
     return zero_if_nothing(h.mean(1), mask)

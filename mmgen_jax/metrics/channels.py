@@ -68,7 +68,7 @@ def channel_labels(examples: Examples) -> tuple[str, ...]:
 def singles(examples: Examples, name: str) -> Examples:
   """The grey images that a set is stacked of, each once, with its class.
 
-  Those that no example uses are left out.
+  Those that no example uses are left out, and those of which no class is known.
 
   Raises:
     ValueError: if the channels of the modality are not rows with a label each.
@@ -79,6 +79,8 @@ def singles(examples: Examples, name: str) -> Examples:
     raise ValueError(f"{examples.name}: no label for each channel of {name!r}")
   rows = stacked.T.reshape(-1)
   classes = np.concatenate([examples.labels[label] for label in labels])
+  known = classes >= 0
+  rows, classes = rows[known], classes[known]
   seen, first = np.unique(rows, return_index=True)
   values, classes = np.asarray(column.values[seen]), classes[first]
   content = hashlib.sha256(np.ascontiguousarray(values).tobytes() + classes.tobytes())

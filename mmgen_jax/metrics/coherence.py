@@ -2,7 +2,8 @@
 
 A judge (a checker or a classifier) reads attributes from generated examples; here they
 are compared. An attribute that a judge could not read is -1 (`UNREADABLE`), which is
-never right and agrees with nothing, not even with another -1.
+never right and agrees with nothing, not even with another -1. A truth of -1 is not known
+(a folder's, where a cell is empty): such examples say nothing, see `known`.
 
 Shi et al. (2019), https://arxiv.org/abs/1911.03393; Sutter et al. (2021),
 https://arxiv.org/abs/2105.02470.
@@ -22,6 +23,8 @@ def correct(
 ) -> dict[str, Bool[np.ndarray, "n"]]:
   """Per example: is each attribute right, and under "strict", are all of them?
 
+  False where the truth is not known; leave those out.
+
   Raises:
     ValueError: if `truth` lacks an attribute that was read, or none was.
   """
@@ -39,6 +42,11 @@ def correct(
 def readable(predicted: Attributes) -> Bool[np.ndarray, "n"]:
   """Per example: was every attribute read?"""
   return np.all([np.asarray(v) != UNREADABLE for v in predicted.values()], axis=0)
+
+
+def known(truth: Attributes) -> Bool[np.ndarray, "n"]:
+  """Per example: is the truth of every attribute known?"""
+  return readable(truth)
 
 
 def agree(predicted: Mapping[str, Attributes]) -> dict[str, Bool[np.ndarray, "n"]]:

@@ -141,11 +141,21 @@ def _compiled(labels, recipe) -> Callable:
   net = Classifier(labels, recipe)
 
   def apply(params, stored):
-    features, logits = cast(tuple, net.apply({"params": params}, as_grid(stored)))
+    # Else a product of float32 is one of bfloat16 on a TPU, of TF32 on a GPU.
+    with jax.default_matmul_precision("highest"):
+      features, logits = cast(tuple, net.apply({"params": params}, as_grid(stored)))
     read = {name: jnp.argmax(x, -1).astype(jnp.int32) for name, x in logits.items()}
     return features, read
 
   return jax.jit(apply)
+
+
+def learnable(
+  examples: Examples, modality: str, labels: Sequence[str]
+) -> Int[np.ndarray, " k"]:
+  """The examples that have the modality and all of the labels (-1: not known)."""
+  known = [np.asarray(examples.labels[name]) >= 0 for name in labels]
+  return np.flatnonzero(np.all([examples.present[modality], *known], axis=0))
 
 
 def train(
@@ -156,9 +166,19 @@ def train(
   *,
   say: Callable[[str], None] = lambda message: None,
 ) -> tuple[tuple[tuple[str, int], ...], dict]:
-  """(labels with their numbers of classes, parameters) of a classifier of `labels`."""
-  column = examples.columns[modality]
-  usable = np.flatnonzero(examples.present[modality])
+  """(labels with their numbers of classes, parameters) of a classifier of `labels`.
+
+  Learns from the examples that are `learnable`.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  column, usable = examples.columns[modality], learnable(examples, modality, labels)
+  if not len(usable):
+    raise ValueError(
+      f"{examples.name}/{examples.split}: no example has {modality!r} and all of"
+      f" {sorted(labels)}"
+    )
   heads = tuple((name, int(examples.labels[name].max()) + 1) for name in sorted(labels))
   net = Classifier(heads, recipe)
   schedule = optax.cosine_onecycle_schedule(recipe.steps, recipe.learning_rate, 0.15)
@@ -251,6 +271,9 @@ def load_or_train(
     "labels": sorted(labels),
     "recipe": dataclasses.asdict(recipe),
   }
+  rows = len(learnable(examples, modality, labels))
+  if rows < examples.present[modality].sum():  # once it learned from the others too
+    identity["learned_from"] = rows
   text = json.dumps(identity, sort_keys=True)
   fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
   folder = Path(directory) / f"{name}-{fingerprint}"

@@ -3,7 +3,8 @@
 Sprites are read by their checker, which is not trained. For any other labelled set,
 images and sounds are read by classifiers that the project trains on the real training
 split, and a text is read by looking for it among the real ones. Where nothing can be
-read (no labels), there is no judge, and nothing is claimed.
+read (no labels), there is no judge, and nothing is claimed. An example without a label
+(-1) teaches nothing.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from mmgen_jax.data import sprites_checker, sprites_render, sprites_sound
 from mmgen_jax.data.augment import Augmentation
 from mmgen_jax.data.examples import Examples
 from mmgen_jax.metrics import channels, coherence
-from mmgen_jax.metrics.extractor import Recipe, load_or_train
+from mmgen_jax.metrics.extractor import Recipe, learnable, load_or_train
 
 _IMAGE = Recipe()
 _SOUND = Recipe(
@@ -119,7 +120,10 @@ def make(
     if checked:
       readers[name] = sprite_judge(train, name)
     if modality.kind == "text":
-      readers.setdefault(name, text_judge(train, name, labels))
+      if _meaning(train, name, labels)[1]:
+        readers.setdefault(name, text_judge(train, name, labels))
+    elif not len(learnable(train, name, labels)):
+      say(f"no judge learns {name}: no example has it and all of {', '.join(labels)}")
     elif extract or not checked:
       recipe = RECIPES.get((train.name, modality.kind), _DEFAULT[modality.kind])
       called = f"mmgen-{train.name}-{name}-v1"
@@ -133,9 +137,14 @@ def make(
 
 
 def attributes(train: Examples) -> list[str]:
-  """The labels that every text of a set says; without texts, all its named labels."""
-  names = [name for name, m in train.modalities.items() if m.kind == "text"]
+  """The labels that every text of a set says; without texts, all its named labels.
+
+  Labels that no example has do not count, nor do texts without any label.
+  """
   labels = sorted(set(train.labels) & set(train.label_names))
+  labels = [x for x in labels if (np.asarray(train.labels[x]) >= 0).any()]
+  texts = [name for name, m in train.modalities.items() if m.kind == "text"]
+  names = [t for t in texts if any(len(learnable(train, t, [x])) for x in labels)]
   for name in names:
     labels = [x for x in labels if x in _meaning(train, name, labels)[1]]
   return labels
@@ -163,7 +172,10 @@ def sprite_judge(examples: Examples, name: str) -> Judge:
 
 
 def _meaning(examples: Examples, name: str, labels: Sequence[str]):
-  """The distinct real texts, and {label: its value for each} for labels they fix."""
+  """The distinct real texts, and {label: its value for each} for labels they fix.
+
+  `UNREADABLE` for a text of which no example has the label.
+  """
   rows = np.flatnonzero(examples.present[name])
   column = examples.columns[name]
   at = rows if column.rows is None else column.rows[rows]
@@ -173,9 +185,10 @@ def _meaning(examples: Examples, name: str, labels: Sequence[str]):
   meaning = {}
   for label in sorted(labels):
     values = np.asarray(examples.labels[label])[rows]
-    one = np.zeros(len(texts), np.int32)
-    one[which] = values
-    if (one[which] == values).all():
+    known = values >= 0
+    one = np.full(len(texts), coherence.UNREADABLE, np.int32)
+    one[which[known]] = values[known]
+    if known.any() and (one[which] == values)[known].all():
       meaning[label] = one
   return modality_lib.detokenise(examples.modalities[name], texts), meaning
 

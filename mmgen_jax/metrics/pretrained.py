@@ -96,7 +96,9 @@ class Pretrained:
 @functools.lru_cache(maxsize=4)
 def _compiled(module: nn.Module, prepare: Callable[[Array], Array]) -> Callable:
   def run(params, stored):
-    read = apply(module, params, prepare(as_rgb(stored.astype(jnp.float32))))
+    # Else a product of float32 is one of bfloat16 on a TPU, of TF32 on a GPU.
+    with jax.default_matmul_precision("highest"):
+      read = apply(module, params, prepare(as_rgb(stored.astype(jnp.float32))))
     return read.features, read.logits
 
   return jax.jit(run)

@@ -13,6 +13,8 @@ from mmgen_jax.data.modality import Modality
 from mmgen_jax.models.layers import Dense
 from mmgen_jax.models.recognition import FeatureEncoder
 
+MAX_SCALE = 100.0  # of the logits: Radford et al., 2021, section 2.5
+
 
 class Aligner(nn.Module):
   """Embeddings of length one, and the logits' scale and bias.
@@ -51,8 +53,8 @@ class Aligner(nn.Module):
     }
 
   def temper(self) -> tuple[Array, Array | float]:
-    """Scale, at most 100 as in Radford et al., 2021, section 2.5, and bias."""
-    return jnp.minimum(jnp.exp(self.log_scale), 100.0), self.bias
+    """Scale, which the step keeps at most `MAX_SCALE`, and bias."""
+    return jnp.exp(self.log_scale), self.bias
 
   def __call__(self, batch: Mapping[str, Array]) -> dict[str, Float[Array, "b d"]]:
     return {

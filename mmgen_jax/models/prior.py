@@ -47,11 +47,15 @@ def init_mixture(key: Key[Array, ""], components: int, latent: int) -> Mixture:
 
 
 def _parameters(p: Mixture) -> tuple[Array, Array, Array]:
-  """Log weights [k], means and variances [k z]."""
-  weight = jnp.maximum(p.weight, 1e-9)[:, None]
-  means = p.first / weight
-  variances = jnp.maximum(p.second / weight - means**2, MIN_VARIANCE)
-  return jnp.log(weight[:, 0]), means, variances
+  """Log weights [k], means and variances [k z].
+
+  Weights are divided by their sum: merges of networks (task arithmetic, TIES, slerp)
+  leave sums that are not one, and weights below zero, which count as none.
+  """
+  weight = jnp.maximum(p.weight, 1e-9)
+  means = p.first / weight[:, None]
+  variances = jnp.maximum(p.second / weight[:, None] - means**2, MIN_VARIANCE)
+  return jnp.log(weight / weight.sum()), means, variances
 
 
 def _joint(p: Mixture, z: Float[Array, "b z"]) -> Float[Array, "b k"]:

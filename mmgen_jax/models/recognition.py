@@ -84,7 +84,10 @@ class Recognizer(nn.Module):
     return jnp.stack([self.encode_one(n, batch[n]) for n in sorted(self.modalities)])
 
   def fuse(self, features: Float[Array, "m b d"], mask: Bool[Array, "m b"]) -> Logits:
-    """Logits from what `mask` keeps; from nothing, those of the classes' shares."""
+    """Logits from what `mask` keeps; from nothing, the heads' biases.
+
+    These are not the classes' shares: no loss is of an example that has nothing.
+    """
     h = self.layer(features, mask)
     return {label: head(h) for label, head in self.heads.items()}
 

@@ -28,6 +28,7 @@ from mmgen_jax.report.run import (
   interval,
   is_share,
   judged,
+  nothing,
   read,
   value,
 )
@@ -64,13 +65,36 @@ def render(run: Run) -> str:
   return page.document(f"{run.name} · mmgen_jax", _header(run), sections)
 
 
+def _listed(names) -> str:
+  """Names in words: "a, b and c"."""
+  names = list(names)
+  return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
 def _title(run: Run) -> str:
-  names = sorted(run.shown.made) if run.shown else []
-  listed = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+  listed = _listed(sorted(run.shown.made) if run.shown else [])
   listed = listed[:1].upper() + listed[1:]
-  ends = {"fusion": "from one latent", "vae": "through a latent", "gan": "from noise"}
   family = run.config.get("family", "run")
-  return f"{listed} {ends.get(family, '')}" if listed else f"A {family} run"
+  return f"{listed} {_end(run.config)}".strip() if listed else f"A {family} run"
+
+
+def _end(config) -> str:
+  """Where what a family makes comes from, in words; "" if it makes nothing."""
+  m = config.get("model", {})
+  seen = [*m.get("condition", ()), *[m.get("label", "label")] * bool(m.get("classes"))]
+  ends = {
+    "fusion": "from one latent",
+    "multimodal": "from a shared latent",
+    "vae": "through a latent",
+    "hvae": "through a hierarchy of latents",
+    "vq": "through a code book",
+    "autoregressive": "code by code"
+    if m.get("source") == "codes"
+    else "pixel by pixel",
+    "gan": f"from {_listed(seen) or 'noise'}",
+    "extension": f"from one latent, {config.get('extend', {}).get('modality')} added",
+  }
+  return ends.get(config.get("family"), "")
 
 
 def _header(run: Run) -> str:
@@ -104,7 +128,7 @@ def _notes(run: Run) -> str:
   if done < planned:
     notes.append(f"Training stopped at step {done:,} of {planned:,}.")
   if not run.records:
-    notes.append("This run has not been evaluated yet: there are no records.")
+    notes.append(nothing(run))
   elif run.records[0]["step"] < done:
     notes.append(f"Scores are of step {run.records[0]['step']:,}.")
   return f'<p class="note">{esc(" ".join(notes))}</p>' if notes else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmgen_jax import comparison, recommendation, sweep
 from mmgen_jax.comparison import Column, Summary
 from mmgen_jax.provenance import write_atomically
-from mmgen_jax.recommendation import name_of, number
+from mmgen_jax.recommendation import FEW, name_of, number, title
 from mmgen_jax.report import barriers, page, scatter
 from mmgen_jax.report.compared import (
   ARROWS,
@@ -21,6 +21,7 @@ from mmgen_jax.report.compared import (
 from mmgen_jax.report.page import esc
 
 DASH = '<span class="faint">–</span>'
+MANY = 12  # measures of a question, above which their rows are folded away
 
 
 def write(trials: Sequence[sweep.Trial], workdir, budget_minutes=None) -> Path:
@@ -97,11 +98,39 @@ def _row(c: Column, methods: Sequence[str]) -> list:
 
 
 def _grid(columns: Sequence[Column], methods: Sequence[str], caption: str) -> str:
-  """A table of methods by measures: few measures, many methods."""
-  cells = [_row(c, methods) for c in columns]
+  """A table of methods by measures; of a question with more than FEW, the mean rank."""
+  cells, head = [], [""]
+  for mine in recommendation.questions(columns).values():
+    if len(mine) <= FEW:
+      cells += [_row(c, methods) for c in mine]
+      head += [esc(name_of(c.record) + ARROWS[c.better]) for c in mine]
+      continue
+    ranks = recommendation.ranks(mine, methods)
+    cells.append([_rank(ranks[m], ranks[m] == min(ranks.values())) for m in methods])
+    head.append(esc(title(mine) + ARROWS[-1]))
   rows = [[esc(m), *(column[i] for column in cells)] for i, m in enumerate(methods)]
-  head = ["", *(esc(name_of(c.record) + ARROWS[c.better]) for c in columns)]
   return page.table(head, rows, caption) if columns else ""
+
+
+def _rank(value: float, best: bool):
+  text = f"{value:.1f}<small>mean rank</small>"
+  return (text, 0.22) if best else text
+
+
+def _rows(
+  rows: Sequence[tuple[str | None, list]], head: Sequence[str], caption: str = ""
+) -> list[str]:
+  """A table of (question, cells); below it, folded, questions of more than MANY rows."""
+  by: dict[str | None, list] = {}
+  for name, cells in rows:
+    by.setdefault(name, []).append(cells)
+  plain = [cells for name, cells in rows if len(by[name]) <= MANY]
+  parts = [page.table(head, plain, caption)] if plain else []
+  for name, mine in by.items():
+    if len(mine) > MANY:
+      table = page.table(head, mine, caption)
+      parts.append(page.details(f"{name}: {len(mine)} measures", table))
+  return parts
 
 
 def _quality(c: Compared) -> str:
@@ -112,16 +141,25 @@ def _quality(c: Compared) -> str:
   has = {m: sum(m in k.cells for k in rest) for m in done}
   some = sorted((m for m in done if has[m]), key=lambda m: -has[m])
   small = f"<small>split {esc(c.split)}; mean and 95 % interval over seeds</small>"
-  parts = [_grid(shared, done, f"What every method can be asked {small}")]
+  caption = f"What every method can be asked {small}"
+  parts = [_grid(shared, done, caption)]
+
   # Directions go down, methods across: there are many of them.
-  rows = [[esc(name_of(k.record) + ARROWS[k.better]), *_row(k, some)] for k in rest]
-  if rows:
-    head = ["", *map(esc, some)]
-    parts.append(page.table(head, rows, f"Where it applies {small}"))
+  def row(k: Column, methods):
+    name = esc(name_of(k.record) + ARROWS[k.better])
+    return recommendation.question(k.record), [name, *_row(k, methods)]
+
+  for name, mine in recommendation.questions(shared).items():
+    if len(mine) > FEW:  # whose mean rank is in the grid
+      cells = [row(k, done)[1] for k in mine]
+      table = page.table(["", *map(esc, done)], cells, caption)
+      parts.append(page.details(f"{name}: {len(mine)} measures", table))
+  rows = [row(k, some) for k in rest]
+  parts += _rows(rows, ["", *map(esc, some)], f"Where it applies {small}")
   lead = (
     "Arrows point to better; the best mean of each measure is tinted. Intervals are"
   )
-  lead += " Student's t over training seeds."
+  lead += " Student's t over training seeds. Ranks are among the methods, 1 is best."
   return page.section("quality", "Quality", *parts, lead=esc(lead))
 
 
@@ -143,30 +181,32 @@ def _baselines(c: Compared) -> str:
       bounds = "1 seed" if math.isnan(gaps[m][1]) else f"{low} to {high}"
       text = f"{esc(gap)}<small>{esc(bounds)}</small>"
       cells.append((text, 0.22) if gaps[m][1] > 0 else text)
-    rows.append([name, *cells])
+    rows.append((recommendation.question(k.record), [name, *cells]))
   lead = "How much better each method is than the best baseline of that measure, with"
   lead += (
     " Welch's 95 % interval over seeds; above 0 is better, tinted where the interval"
   )
   lead += " is."
-  table = page.table(["", *map(esc, others)], rows) if rows else ""
-  return page.section("baselines", "Against baselines", table, lead=esc(lead))
+  parts = _rows(rows, ["", *map(esc, others)])
+  return page.section("baselines", "Against baselines", *parts, lead=esc(lead))
 
 
 def _pareto(c: Compared) -> str:
   figures = []
   main = recommendation.main_columns(c.columns, c.split)
-  wide = sorted(main, key=lambda k: -len(k.cells))[:4]
-  for k in wide:
+  asked = recommendation.questions(main).values()
+  # Of equally wide ones, one per question before the second of any.
+  places = [(i, k) for mine in asked for i, k in enumerate(mine)]
+  for _, k in sorted(places, key=lambda p: (-len(p[1].cells), p[0]))[:4]:
     points = {
       m: scatter.Point(c.costs[m]["train_secs"].mean, s.mean, s.low, s.high)
       for m, s in k.cells.items()
     }
     quality = {m: (p.x, k.better * p.y) for m, p in points.items()}
     front = recommendation.pareto(quality)
-    title = name_of(k.record) + ARROWS[k.better]
-    drawing = scatter.scatter(points, front, title, "seconds of training")
-    figures.append(f"<figure><figcaption>{esc(title)}</figcaption>{drawing}</figure>")
+    name = name_of(k.record) + ARROWS[k.better]
+    drawing = scatter.scatter(points, front, name, "seconds of training")
+    figures.append(f"<figure><figcaption>{esc(name)}</figcaption>{drawing}</figure>")
   body = f'<div class="charts">{"".join(figures)}</div>' if figures else ""
   lead = "Large dots, joined: no other method is both cheaper and better. Training of"
   lead += " all that a method is made from counts."
@@ -177,6 +217,10 @@ def _stability(c: Compared) -> str:
   main = recommendation.main_columns(c.columns, c.split)
   done = [m for m in c.methods if m in c.costs]
   shared = [k for k in main if all(m in k.cells for m in done)]
+  asked = recommendation.questions(shared).values()
+  groups: list[list[Column]] = []
+  for mine in asked:
+    groups += [mine] if len(mine) > FEW else [[k] for k in mine]
   rows = []
   for m in c.methods:
     t = comparison.troubles(c.runs, m)
@@ -186,19 +230,21 @@ def _stability(c: Compared) -> str:
       t["failed"],
       t["skipped"],
     ]
-    spread = [
-      number(k.record, k.cells[m].deviation)
-      if m in k.cells and not math.isnan(k.cells[m].deviation)
-      else "–"
-      for k in shared
-    ]
+    spread = [_spread(mine, m) for mine in groups]
     rows.append([esc(m), *(esc(x) for x in cells + spread)])
   head = ["", "finished", "diverged", "failed", "updates skipped"]
-  head += [esc(f"sd of {name_of(k.record)}") for k in shared]
+  head += [esc(f"{'mean ' * (len(mine) > 1)}sd of {title(mine)}") for mine in groups]
   lead = "Standard deviations over seeds of what every method has; with n seeds each is"
   lead += " itself uncertain by about 1 / sqrt(2 (n - 1)) of its size."
   table = page.table(head, rows) if rows else ""
   return page.section("stability", "Stability", table, lead=esc(lead))
+
+
+def _spread(columns: Sequence[Column], method: str) -> str:
+  """The mean over columns of a method's standard deviations, as text."""
+  found = [k.cells[method].deviation for k in columns if method in k.cells]
+  mean = sum(found) / len(found) if found else math.nan
+  return "–" if math.isnan(mean) else number(columns[0].record, mean)
 
 
 def _generalisation(c: Compared) -> str:
@@ -210,19 +256,20 @@ def _generalisation(c: Compared) -> str:
     has = {m: sum(m in gap.cells for gap in found) for m in done}
     order = sorted((m for m in done if has[m]), key=lambda m: -has[m])
     rows = []
-    for gap in found:
+    main = recommendation.answers(found, lambda gap: gap.metric)
+    more = [gap for gap in found if gap.metric in ("kid", "reconstruction/mse")]
+    for gap in main + more:
       r = {"metric": gap.metric, "given": gap.given, "target": gap.target}
-      if gap.metric not in (*recommendation.MAIN, "kid", "reconstruction/mse"):
-        continue
-      rows.append([esc(name_of(r)), *(_cell(r, gap.cells.get(m)) for m in order)])
+      name = recommendation.question(r)
+      cells = [_cell(r, gap.cells.get(m)) for m in order]
+      rows.append((name or gap.metric, [esc(name_of(r)), *cells]))
     what = "held out less trained on" if split == "train" else f"{c.split} less {split}"
     caption = f"{esc(what)} <small>how much worse the former is than the latter"
     if split != "train":
       caption = f"{esc(split)} against {esc(c.split)} <small>how much worse the former"
       caption += " is"
     caption += "; above 0: it generalises that much less</small>"
-    if rows:
-      parts.append(page.table(["", *map(esc, order)], rows, caption))
+    parts += _rows(rows, ["", *map(esc, order)], caption)
   return page.section("generalisation", "Generalisation", *parts)
 
 

@@ -24,6 +24,7 @@ class Run(NamedTuple):
     shown: the panel of the newest evaluation, else of the newest samples.
     interpretation: of single latents, where the newest evaluation has it.
     saliency: of the newest evaluation, if it has any.
+    evaluated: whether there was an evaluation; it may have given no records.
   """
 
   name: str
@@ -35,6 +36,7 @@ class Run(NamedTuple):
   shown: Panel | None
   interpretation: Interpretation | None = None
   saliency: attribute.Saliency | None = None
+  evaluated: bool = False
 
 
 def read(workdir) -> Run:
@@ -65,6 +67,7 @@ def read(workdir) -> Run:
     shown,
     interpret.load(latents) if latents.exists() else None,
     _saliency(workdir, known),
+    bool(known),
   )
 
 
@@ -121,7 +124,7 @@ def arrow(given: Sequence[str] | None, target) -> str:
 def headline(run: Run) -> list[tuple[str, records.Record]]:
   """The few numbers that say most: each direction from one modality, all together.
 
-  Where nothing was read from samples: distances and losses.
+  Where nothing was read from samples: distances and losses, else the first records.
   """
   out = []
   for r in run.records:
@@ -145,7 +148,17 @@ def headline(run: Run) -> list[tuple[str, records.Record]]:
     for metric in ("frechet", "kid", "reconstruction/mse", "loss/elbo"):
       found = [r for r in run.records if r["metric"] == metric]
       out += [(name_of(r), r) for r in found[:2]]
-  return out
+  return out or [(name_of(r), r) for r in run.records[:4]]
+
+
+def nothing(run: Run) -> str:
+  """Why a run has no records."""
+  if not run.evaluated:
+    return "This run has not been evaluated yet: there are no records."
+  return (
+    "The evaluation gave no records: data without labels have no judge of their own."
+    " --config.eval.extractor=efficientnet_lite0 gives distances of images."
+  )
 
 
 def name_of(r: records.Record) -> str:
@@ -171,7 +184,7 @@ def headline_text(run: Run) -> str:
       )
     )
   if len(rows) == 1:
-    return "no evaluation records in this workdir"
+    return nothing(run) if run.evaluated else "no evaluation records in this workdir"
   widths = [max(len(row[i]) for row in rows) for i in range(5)]
   lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
   return "\n".join(line.rstrip() for line in lines)

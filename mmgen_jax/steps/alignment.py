@@ -1,5 +1,6 @@
 """The alignment step: contrastive losses of every pair of modalities."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import combinations
@@ -10,7 +11,7 @@ from jaxtyping import Array, Int
 
 from mmgen_jax.contrastive import START, pair_loss
 from mmgen_jax.data.modality import Modality
-from mmgen_jax.models.alignment import Aligner
+from mmgen_jax.models.alignment import MAX_SCALE, Aligner
 from mmgen_jax.models.layers import apply, init_params
 from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
@@ -58,6 +59,13 @@ def meaning(labels: Mapping[str, Array], names) -> Int[Array, "b"] | None:
   return number
 
 
+def _clip_scale(networks: dict) -> dict:
+  """The networks with a scale of at most `MAX_SCALE`."""
+  net = networks["aligner"]
+  log_scale = jnp.minimum(net["log_scale"], math.log(MAX_SCALE))
+  return {**networks, "aligner": {**net, "log_scale": log_scale}}
+
+
 def make_train_step(config, modalities: Modalities) -> Callable:
   """`train_step(state, batch, key, *, axis=None) -> (state, metrics)`.
 
@@ -65,7 +73,8 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   whose pairs are those of the global batch, whatever devices it is cut over. Examples
   that are equal in all labels of `config.loss.same` mean the same: they are positives of
   each other (none named: only an example's own modalities are). Inputs are augmented
-  (`config.augment`).
+  (`config.augment`). The scale is clipped after the update, and not in the loss, where it
+  would have no slope to come back by.
 
   Raises:
     ValueError: for `config.accumulate` above 1, which would compare within microbatches.
@@ -113,6 +122,8 @@ def make_train_step(config, modalities: Modalities) -> Callable:
     mean = mean_of_microbatches(gradients, accumulate=1, axis=axis)
     grads, metrics = mean(state.params, batch, keys)
     state, norms = apply_updates(state, grads, txs, config.ema_decay)
+    clipped = {"params": _clip_scale(state.params), "ema": _clip_scale(state.ema)}
+    state = state.replace(**clipped)
     return state, metrics | norms
 
   return train_step

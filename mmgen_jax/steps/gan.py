@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
@@ -24,6 +25,7 @@ from mmgen_jax.optim import (
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
 from mmgen_jax.schedules import (
   burn_in,
+  check_replaced,
   half_life_decay,
   make_burn_in,
   scheduled_adam,
@@ -116,7 +118,12 @@ def make_train_step(config, modalities: Modalities) -> Callable:
 
   `config.disc_augment` (see `mmgen_jax.diffaugment`): its `strength` (start, end) goes
   along half a cosine in `images`; with a `target`, it starts at `start` and adapts.
+
+  Raises:
+    ValueError: for a field that `burn_in` replaces and that says otherwise, or one of
+      the loss that there is not.
   """
+  check_replaced(config)
   d_loss, g_loss = make_losses(config, modalities)
   txs, n = _optimizers(config), config.batch_size
   schedules = make_burn_in(config.burn_in) if "burn_in" in config else None
@@ -193,11 +200,12 @@ def _average(ema: dict, params: dict, decay: Array) -> dict:
 def make_eval_step(config, modalities: Modalities) -> Callable:
   """`eval_step(params, batch, key)` -> `logits_real` and `logits_fake`, per example.
 
-  The discriminator's, of the examples and of samples under their condition, without
-  augmentation; nothing where `params` has no discriminator: a GAN has no likelihood.
+  The discriminator's, of the examples and of samples under their condition, as in
+  training but without augmentation: whatever `config.eval.truncation` says, all of the
+  noise. Nothing where `params` has no discriminator: a GAN has no likelihood.
   """
   net, name = networks(config, modalities), config.model.modality
-  generate = make_generate(config, modalities)
+  generate = _generate(config, modalities, truncation=0.0)
 
   def eval_step(params, batch, key):
     if "discriminator" not in params:
@@ -218,12 +226,17 @@ def subsets(config, modalities: Modalities) -> list[tuple[str, ...]]:
   """What can be given: every part of the condition that training has seen.
 
   Nothing, the prior, for a model without such a condition; all of it, where no part is
-  ever missing.
+  ever missing. With `config.data.missing`, only what has a rate above 0 is at times.
   """
   names = condition_names(config)
-  if names and not (config.model.encoder.dropout or config.data.missing_rate):
-    return [names]
-  return [c for n in range(len(names) + 1) for c in combinations(names, n)]
+  if not names:
+    return [()]
+  rates = config.data.get("missing") or dict.fromkeys(names, config.data.missing_rate)
+  varies = lambda n: config.model.encoder.dropout or np.any(np.array(rates.get(n, 0.0)))
+  varying = [name for name in names if varies(name)]
+  fixed = set(names) - set(varying)
+  parts = [c for n in range(len(varying) + 1) for c in combinations(varying, n)]
+  return [tuple(sorted(fixed.union(part))) for part in parts]
 
 
 def truncate(z: Array, threshold: float) -> Array:
@@ -263,12 +276,15 @@ def make_generate(config, modalities: Modalities) -> Callable:
   `make_from_noise` of normal noise, cut off at +-`config.eval.truncation` if that is
   there and not 0.
   """
+  return _generate(config, modalities, config.eval.get("truncation", 0.0))
+
+
+def _generate(config, modalities: Modalities, truncation: float) -> Callable:
   from_noise = make_from_noise(config, modalities)
-  threshold = config.eval.get("truncation", 0.0)
 
   def generate(params, batch, given, key):
     keys = example_keys(key, len(batch["index"]), None)
     z = jax.vmap(lambda key: jax.random.normal(key, (config.model.latent,)))(keys)
-    return from_noise(params, truncate(z, threshold), batch, given)
+    return from_noise(params, truncate(z, truncation), batch, given)
 
   return generate

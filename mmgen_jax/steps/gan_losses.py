@@ -27,6 +27,21 @@ from mmgen_jax.steps.inputs import blank_missing, one_in, pair, unpair
 Modalities = Mapping[str, Modality]
 
 
+FIELDS = (
+  "gan",
+  "r1_gamma",
+  "r2",
+  "r1_fraction",
+  "wasserstein",
+  "every",
+  "lecam",
+  "consistency",
+  "auxiliary",
+  "contrastive",
+  "mismatch",
+)
+
+
 class Now(NamedTuple):
   """What a loss depends on besides parameters and examples.
 
@@ -69,7 +84,7 @@ def make_consistency(config, modalities: Modalities) -> Callable:
   https://arxiv.org/abs/2002.04724; Zhang et al., 2020, https://arxiv.org/abs/1910.12027.
   """
   how = config.loss.get("consistency", None)
-  if not how:
+  if not how or not (how.real or how.fake):
     return lambda *args: {}
   modality = modalities[config.model.modality]
   pipe = make_pipe("diffaugment", dict.fromkeys(how.ops, 1.0))
@@ -132,6 +147,16 @@ def make_slopes(config) -> Callable:
   return slopes
 
 
+def check_fields(loss) -> None:
+  """Raises ValueError for fields of `config.loss` that no term has.
+
+  But for a fusion run's loss, which has a posterior: it may serve a GAN too.
+  """
+  unknown = sorted(set(loss) - set(FIELDS))
+  if unknown and "posterior" not in loss:
+    raise ValueError(f"a GAN's loss has no {unknown}; it has {list(FIELDS)}")
+
+
 def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   """`discriminator_loss` and `generator_loss`, means over examples, and their metrics.
 
@@ -153,7 +178,11 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     https://arxiv.org/abs/2101.04702).
 
   Metrics that begin with "stat/" are for the state, not for the log.
+
+  Raises:
+    ValueError: for a field of `config.loss` that is none of these.
   """
+  check_fields(config.loss)
   net, augment = networks(config, modalities), make_augment(config, modalities)
   consistency, slopes = make_consistency(config, modalities), make_slopes(config)
   name, loss = config.model.modality, config.loss
@@ -193,14 +222,18 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     seen = augment(twice(k[:, 2]), pair(real, fake), now.strength)
     both = judge(seen, twice(condition))
     on_real, on_fake = unpair(both)
-    versus = partial(
-      make_adversarial(loss.gan, axis=now.axis).discriminator, on_real.logits
+    adversarial = lambda counts: make_adversarial(
+      loss.gan, axis=now.axis, counts=counts
     )
-    terms = {"d_loss": mean(versus(on_fake.logits))}
+    versus = lambda fake, counts: adversarial(counts).discriminator(
+      on_real.logits, fake
+    )
+    terms = {"d_loss": mean(versus(on_fake.logits, has))}
     if mismatch:
       wrong, other = jax.tree.map(partial(roll, axis=now.axis), (condition, given))
-      value = versus(under(real, (wrong, k[:, 2])).logits) * differ(given, other)
-      terms["mismatch"] = mismatch * mean(value)
+      unlike = differ(given, other)
+      value = versus(under(real, (wrong, k[:, 2])).logits, has * unlike)
+      terms["mismatch"] = mismatch * mean(value * unlike)
     terms |= conditional(on_real, given, mean, now.axis, has)
     terms |= consistency(
       judge, twice(k[:, 3]), seen, twice(condition), both.logits, has
@@ -233,7 +266,7 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
       disc_params, augment(k[:, 2], x, now.strength), condition
     )
     on_fake, on_real = judge(fake), judge(real)  # the latter only if the loss looks
-    adversarial = make_adversarial(loss.gan, axis=now.axis)
+    adversarial = make_adversarial(loss.gan, axis=now.axis, counts=has)
     value = mean(adversarial.generator(on_fake.logits, on_real.logits))
     terms = conditional(on_fake, given, mean, now.axis, has)
     metrics = {"gan/g_loss": value} | {f"gan/g_{k}": v for k, v in terms.items()}

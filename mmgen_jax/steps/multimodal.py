@@ -82,7 +82,7 @@ def make_train_step(config, modalities: Modalities) -> Callable:
     keys = jax.vmap(jax.random.split)(keys)
     seen = augment(keys[:, 1], values)
     means, logvars = apply(vae, params["vae"], seen, method="encode")
-    p = Pass(config, vae, params, values, mask, means, logvars, keys[:, 0])
+    p = Pass(config, vae, params, values, seen, mask, means, logvars, keys[:, 0])
     bound, kl = objective(p)
     has = mask.any(0)
     terms = {"bound": bound, "kl": kl}

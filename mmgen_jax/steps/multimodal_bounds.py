@@ -28,7 +28,8 @@ class Pass(NamedTuple):
     config: of the run.
     vae: the networks.
     params: a State's, by network.
-    values: model-space values, blank where missing.
+    values: model-space values, blank where missing: what is decoded.
+    seen: the same, augmented: what is encoded.
     mask: what each example has.
     means: of the experts.
     logvars: of the experts.
@@ -39,6 +40,7 @@ class Pass(NamedTuple):
   vae: MultimodalVAE
   params: Any
   values: dict[str, Array]
+  seen: dict[str, Array]
   mask: Bool[Array, "m b"]
   means: Float[Array, "m b z"]
   logvars: Float[Array, "m b z"]
@@ -187,7 +189,7 @@ def _mvtcae(p: Pass) -> Bound:
 
 
 def _jmvae(p: Pass) -> Bound:
-  q = apply(p.vae, p.params["vae"], p.values, method="encode_jointly")
+  q = apply(p.vae, p.params["vae"], p.seen, method="encode_jointly")
   log_px = p.log_px(NORMAL.draw(p.keys, *q))
   alpha, kl = p.config.loss.get("alpha", 0.1), gaussian_kl(*q)
   bound = objectives.jmvae(

@@ -40,9 +40,11 @@ def build(config, modalities: Modalities) -> Recognizer:
   """The network of a config.
 
   Raises:
-    ValueError: if an input or the fusion layer is unknown, or no label is named.
+    ValueError: if an input or the fusion layer is unknown, no label is named, or the loss
+      trains no encoder, or balances what tells them nothing.
   """
   m = config.model
+  _check_loss(config.loss)
   if not m.labels:
     raise ValueError("model.labels names no label to recognise: {label: classes}")
   return Recognizer(
@@ -56,6 +58,26 @@ def build(config, modalities: Modalities) -> Recognizer:
     bool(config.loss.own),
     jnp.bfloat16 if config.bfloat16 else jnp.float32,
   )
+
+
+def _check_loss(loss) -> None:
+  factor = loss.get("fused_to_encoders", 1.0)
+  if loss.fused * factor:
+    return
+  silent = (
+    f"loss.fused = {loss.fused} and loss.fused_to_encoders = {factor}: the fused loss"
+    " tells the encoders nothing"
+  )
+  if loss.balance:
+    raise ValueError(
+      f"{silent} that loss.balance = {loss.balance} could scale; set both above 0, or"
+      " loss.balance to 0"
+    )
+  if not loss.own:
+    raise ValueError(
+      f"{silent}, and with loss.own = {{}} nothing else does; set both above 0, or"
+      " loss.own to a weight of each input"
+    )
 
 
 def make_damage(config, modalities: Modalities) -> Callable:
@@ -100,7 +122,13 @@ def init(key: Array, config, modalities: Modalities) -> State:
 
 
 def _cross_entropy(logits: Mapping[str, Array], labels: Mapping[str, Array]) -> Array:
-  """-log p(class), summed over the labels; [... b] of logits [... b c]."""
+  """-log p(class), summed over the labels; [... b] of logits [... b c].
+
+  Raises:
+    ValueError: if there is no such label.
+  """
+  if unknown := sorted(set(logits) - set(labels)):
+    raise ValueError(f"model.labels names {unknown[0]!r}; labels are {sorted(labels)}")
   return sum(
     optax.softmax_cross_entropy_with_integer_labels(
       x, jnp.broadcast_to(labels[label], x.shape[:-1])
@@ -200,11 +228,12 @@ def make_eval_step(config, modalities: Modalities) -> Callable:
   def eval_step(params, batch, key):
     logits = generate(params, batch, jnp.ones(len(names), bool), key)
     labels = batch["labels"]
+    nll = _cross_entropy(logits, labels)
     correct = {
       f"correct_{label}": (x.argmax(-1) == labels[label]).astype(jnp.float32)
       for label, x in logits.items()
     }
-    return correct | {"nll": _cross_entropy(logits, labels)}
+    return correct | {"nll": nll}
 
   return eval_step
 
