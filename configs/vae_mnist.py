@@ -50,8 +50,13 @@ def get_config(arg=None):
     "mean": 0.1307,  # of MNIST's pixels
     "scales": {"image": 1.0},
   }
-  config.loss = {"objective": "elbo", "beta": 1.0, "samples": 1, "binarise": True}
-  config.loss.warmup_steps = 0  # of the KL's weight, in the ELBO
+  config.loss = {
+    "objective": "elbo",
+    "beta": 1.0,
+    "warmup_steps": 0,  # of the KL's weight, in the ELBO
+    "samples": 1,
+    "binarise": True,
+  }
   config.optim = common.optim(3e-3, stages=())
   train_for(config, epochs=3280)
   config.eval.update(latents={"examples": 5000, "votes": 0})

@@ -8,6 +8,7 @@ text under "__metadata__"; then the arrays, row-major, little-endian, end to end
 import json
 import math
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def save(
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+  temporary = path.with_name(f"{path.name}.tmp{secrets.token_hex(8)}")
   with open(temporary, "wb") as f:
     f.write(len(text).to_bytes(8, "little") + text)
     for name in order:

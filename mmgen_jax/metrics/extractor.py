@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -294,7 +294,7 @@ def load_or_train(
 
 def _save(folder: Path, described: dict, params: dict) -> None:
   """Writes a judge so that a kill leaves none, or all of it."""
-  partial = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
+  partial = folder.with_name(f"{folder.name}.tmp{secrets.token_hex(8)}")
   partial.mkdir(parents=True)
   np.savez(partial / "params.npz", **_flat(params))
   (partial / "judge.json").write_text(json.dumps(described, indent=2, sort_keys=True))

