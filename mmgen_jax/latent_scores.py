@@ -195,7 +195,10 @@ def measure(
   stored = held_out.columns[name].take(test_rows)
   test_labels = {k: v[test_rows] for k, v in held_out.labels.items()}
   codes = encode(params, stored)
-  out = use_entries(codes) + anomaly_entries(encode, params, stored, codes)
+  out = use_entries(codes)
+  if config.model.get("pseudo_inputs", 0) or config.model.get("flow_layers", 0):
+    out = [e for e in out if e["metric"] != "latents/kl"]  # that is KL to N(0, I)
+  out += anomaly_entries(encode, params, stored, codes)
   if held_out.modalities[name].kind == "image":
     decode = partial(decode, params)
     shown = interpret.interpret(decode, codes.mean, codes.logvar, test_labels)

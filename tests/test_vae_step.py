@@ -214,5 +214,7 @@ def test_what_does_not_fit_is_refused():
   refused("nothing missing", "factor", data={"missing": {"image": 0.5}})
   for loss in ({"beta": 4.0}, {"warmup_steps": 9}):
     refused("they must be 1 and 0", "iwae", loss=loss)
+  binary = {"binarise": True}
+  refused("'image' has 'gaussian'", "elbo", {"likelihood": "gaussian"}, loss=binary)
   refused("prior_components = 3 is of", "elbo", {"prior_components": 3})
   refused("model.net must be 'conv'", "elbo", {"net": "unet"})

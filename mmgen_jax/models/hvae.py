@@ -250,7 +250,8 @@ class HierarchicalVAE(nn.Module):
     bernoulli = modality.likelihood == "bernoulli"
     bias = math.log(self.mean / (1 - self.mean)) if bernoulli else 0.0
     self.wide = Dense(4 * finest.width, **net)
-    self.unfold = Dense(outputs, bias_init=nn.initializers.constant(bias), **net)
+    # In float32: means of grey levels lie closer than bfloat16 tells them apart.
+    self.unfold = Dense(outputs, bias_init=nn.initializers.constant(bias))
 
   def bottom_up(self, values: Mapping[str, Array]) -> list[Float[Array, "b s s c"]]:
     """What is seen of a value at every stage, coarsest first."""

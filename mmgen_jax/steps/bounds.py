@@ -62,12 +62,17 @@ def make_model(vae, config) -> Model:
   """The distributions of a one-modality VAE (see `steps.vae.build`).
 
   Raises:
-    ValueError: if the config gives it two priors.
+    ValueError: if the config gives it two priors, or binarises what is not binary.
   """
   if config.model.get("pseudo_inputs", 0) and config.model.get("flow_layers", 0):
     raise ValueError("one prior: model.pseudo_inputs or model.flow_layers must be 0")
   ((name, modality),) = vae.modalities.items()
   binary = config.loss.get("binarise", False)
+  if binary and modality.likelihood != "bernoulli":
+    raise ValueError(
+      f"loss.binarise is for a 'bernoulli' likelihood, {name!r} has"
+      f" {modality.likelihood!r} (model.likelihood)"
+    )
 
   def encode(params, values):
     means, logvars = apply(vae, params["vae"], values, method="encode")
