@@ -116,14 +116,13 @@ def gan_loss(**changes) -> Any:
 def burn_in(config: Any, **changes) -> None:
   """A GAN's schedules: `images`, and a (start, end) each, half a cosine in between.
 
-  What they replace, rates, decays and `loss.r1_gamma`, gets their starts: anything else
-  there is refused (`mmgen_jax.schedules.check_replaced`).
+  The rates and decays that they replace are 0, `loss.r1_gamma` is as gamma starts:
+  anything else there is refused (`mmgen_jax.schedules.check_replaced`).
   """
   config.burn_in = now = ConfigDict({**config.get("burn_in", {}), **changes})
   for optimizer in (config.optim, config.disc_optim):
-    optimizer.learning_rate, optimizer.b2 = now.learning_rate[0], now.b2[0]
-  config.loss.r1_gamma, start = now.gamma[0], now.half_life_images[0]
-  config.ema_decay = 2.0 ** (-config.batch_size / start) if start else 0.0
+    optimizer.learning_rate = optimizer.b2 = 0.0
+  config.loss.r1_gamma, config.ema_decay = now.gamma[0], 0.0
 
 
 def conv_networks(width: int, features: int = 128) -> dict:

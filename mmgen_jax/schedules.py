@@ -72,8 +72,8 @@ def check_replaced(config) -> None:
   """Raises ValueError, naming them, where fields that burn_in replaces say otherwise.
 
   With `burn_in`, the rate and b2 of `optim` and `disc_optim`, `loss.r1_gamma` and
-  `ema_decay` do nothing, so each must have the value that its schedule starts from;
-  r1_gamma may be 0: no penalty at all.
+  `ema_decay` do nothing, so each must be 0 or the value that its schedule starts from.
+  r1_gamma of 0 means no penalty at all.
   """
   if "burn_in" not in config:
     return
@@ -83,13 +83,12 @@ def check_replaced(config) -> None:
   for name in ("optim", "disc_optim"):
     for field in ("learning_rate", "b2"):
       replaced.append((f"{name}.{field}", config[name][field], field, start[field]))
-  if config.loss.r1_gamma:
-    replaced.append(("loss.r1_gamma", config.loss.r1_gamma, "gamma", start["gamma"]))
+  replaced.append(("loss.r1_gamma", config.loss.r1_gamma, "gamma", start["gamma"]))
   wrong = [
-    f"{field} = {value:g} does nothing under burn_in: set burn_in.{by} instead (with"
-    f" {field} = {want:g}, where that starts)"
+    f"{field} = {value:g} does nothing under burn_in: set burn_in.{by} instead (and"
+    f" {field} to {want:g}, where that starts)"
     for field, value, by, want in replaced
-    if not math.isclose(value, want, rel_tol=1e-5)
+    if value and not math.isclose(value, want, rel_tol=1e-5)
   ]
   if wrong:
     raise ValueError("; ".join(wrong))

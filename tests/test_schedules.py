@@ -153,10 +153,12 @@ def test_what_burn_in_replaces_is_not_ignored(field, value, by):
   assert gan.make_train_step(config, modalities)
 
 
-def test_burn_in_takes_a_start_that_is_not_a_copy_and_no_penalty():
-  config, modalities, _ = tiny("gan")
+def test_burn_in_takes_other_starts_what_they_replace_at_the_start_and_no_penalty():
+  config, _, _ = tiny("gan")
   config.optim, config.disc_optim = (common.optim(1.0) for _ in range(2))
   common.burn_in(config, **BURN_IN | {"half_life_images": (32.0, 64.0)})
-  assert config.ema_decay == pytest.approx(2.0 ** (-config.batch_size / 32))
-  config.loss.r1_gamma = 0.0
+  config.burn_in.learning_rate = (0.5, 0.1)
+  schedules.check_replaced(config)
+  config.optim.learning_rate, config.loss.r1_gamma = 0.5, 0.0
+  config.ema_decay = 2.0 ** (-config.batch_size / 32)
   schedules.check_replaced(config)
