@@ -181,7 +181,8 @@ def coherence_entries(s: Setting, reads: Reads) -> list[Entry]:
       if t == target and target not in given:
         right = coherence.correct(read, s.truth(read))["strict"]
         values[tuple(sorted(given))] = right.astype(float)
-    rows = s.has(others)
+    known = next(read for (_, t), read in reads.items() if t == target)
+    rows = s.has(others) & s.labelled(known)
     if len(others) < 2 or len(values) < 2 ** len(others) or not rows.any():
       continue
     shares: Mapping[str, np.ndarray] = attribution.shapley(values)

@@ -19,7 +19,7 @@ def count_entries(s: Setting, reads: Reads, judged) -> list[Entry]:
   marks: dict[int, list[np.ndarray]] = {}
   for (given, target), right in right_of_made(s, reads).items():
     if target not in given:
-      has = s.has(given)
+      has = s.has(given) & s.labelled(reads[given, target])
       marks.setdefault(len(given), []).append(np.where(has, right["strict"], np.nan))
   entries = []
   for count, values in sorted(marks.items()) if len(judged) > 2 else ():

@@ -50,7 +50,9 @@ def make_on_samples(
     setting = scores.Setting(examples, indices, prepared[1])
     reads = scores.read_all(setting, samples)
     coherent = {
-      f"{'+'.join(given)} -> {target}": float(right["strict"].mean())
+      f"{'+'.join(given)} -> {target}": float(
+        right["strict"][setting.labelled(reads[given, target])].mean()
+      )
       for (given, target), right in scores.right_of_made(setting, reads).items()
       if target not in given
     }

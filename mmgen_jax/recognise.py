@@ -18,7 +18,7 @@ from mmgen_jax.attribution import shapley
 from mmgen_jax.data.corrupt import KINDS, SEVERITIES, corrupt
 from mmgen_jax.data.examples import Examples
 from mmgen_jax.data.modality import to_model
-from mmgen_jax.metrics import calibration, robustness
+from mmgen_jax.metrics import calibration, coherence, robustness
 from mmgen_jax.models.layers import apply
 from mmgen_jax.parallel import AXIS, make_mesh
 from mmgen_jax.scores import mean_entry
@@ -98,6 +98,8 @@ def make_predict(
   def predict(params, examples: Examples, indices, damages: Sequence[Damage] = ()):
     params = jax.device_put(params["recognizer"], whole)
     indices, parts = np.asarray(indices), []
+    labels = {label: examples.labels[label][indices] for label in net.labels}
+    indices = indices[coherence.known(labels)]  # of others nothing can be right
     for first in range(0, len(indices), batch_size):
       part = indices[first : first + batch_size]
       rows = jax.device_put(examples.rows(np.resize(part, batch_size)), split)

@@ -1,5 +1,6 @@
 """Recognition: balance, the step beside tests/test_steps.py, evaluation in one pass."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -193,6 +194,18 @@ def test_measured_entries_are_those_of_the_predictions():
   curve = np.array([p.right("digit")[1][:10].mean(), *points])
   assert area["value"] == pytest.approx(((curve[1:] + curve[:-1]) / 2).mean())
   assert not find("damaged/digit/image/noise/0.1", "sound")
+
+
+def test_examples_without_their_label_are_not_asked():
+  c, params = trained()
+  data, rows = examples(), np.arange(20) % 3 > 0
+  digit = np.where(rows, data.labels["digit"], -1)
+  gaps = dataclasses.replace(data, labels={"digit": digit})
+  predict = recognise.make_predict(c, MODALITIES, batch_size=20)
+  (some,) = predict(params, gaps, np.arange(20))
+  (want,) = predict(params, data, np.flatnonzero(rows))
+  np.testing.assert_array_equal(some.truth["digit"], want.truth["digit"])
+  np.testing.assert_array_equal(some.right("digit"), want.right("digit"))
 
 
 def test_every_entry_names_what_its_inputs_suffered():

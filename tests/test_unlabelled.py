@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_evaluate import DIGITS, MODALITIES, RECIPE, examples
 
-from mmgen_jax import interpret, panels, scores
+from mmgen_jax import interpret, multimodal_scores, panels, scores
 from mmgen_jax.data import modality
 from mmgen_jax.data.examples import Examples
 from mmgen_jax.generate import Samples
@@ -156,6 +156,13 @@ def test_scores_are_those_of_the_labelled_examples(measured):
   prior = measured["gaps"][2][(), "image"]
   _, again = entries_of(measured["whole"][0], {((), "image"): prior})
   assert found["modes/reverse_kl"]["value"] == again["modes/reverse_kl"]["value"]
+
+
+def test_means_over_directions_are_of_the_labelled_examples(measured):
+  judged = dict.fromkeys(("image", "sound", "word"), {"name": "j"})
+  of = lambda s, reads: multimodal_scores.count_entries(s, reads, judged)
+  (found,), (want,) = (of(s, reads) for s, _, reads in measured.values())
+  assert found == want and found["metric"] == "mean_coherence/given_1"
 
 
 def test_where_no_truth_is_known_nothing_is_said_of_it(measured):
