@@ -77,8 +77,6 @@ def log_likelihoods(
   how = config.eval.get("likelihood")
   if not how or not how.samples:
     return []
-  if config.model.get("modality"):
-    subsets = [(config.model.modality,)]
   rows = np.arange(min(how.examples, len(setting.indices)))
   indices, seed = setting.indices[rows], config.seed
   bounds = multimodal_likelihood.table(

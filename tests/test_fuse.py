@@ -2,23 +2,15 @@
 
 import json
 import re
-import struct
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
-from tiny_models import tiny
 
-from mmgen_jax import checkpoint, evaluate, fuse, manifest, safetensors
-from mmgen_jax.data.examples import Column, Examples
-from mmgen_jax.data.modality import to_model
+from mmgen_jax import checkpoint, fuse, manifest, safetensors
 from mmgen_jax.fusion import pages, task_vectors, weight
-from mmgen_jax.generate import make_sampler
 from mmgen_jax.state import new_state
-from mmgen_jax.steps import STEPS
 
 CONFIG = '{"family": "vae", "seed": 1}'
 
@@ -155,85 +147,6 @@ def test_a_greedy_soup_notes_every_candidate(runs, tmp_path):
   json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
 
 
-def examples(modalities, n=22):
-  rng = np.random.default_rng(0)
-  digit = rng.integers(0, 3, n).astype(np.int32)
-  columns = {
-    "image": Column(rng.integers(0, 256, (n, 8, 8, 3), np.uint8), present=digit < 2),
-    "sound": Column(rng.integers(0, 256, (n, 8, 8), np.uint8), present=digit > 0),
-    "word": Column(rng.integers(2, 5, (n, 3)).astype(np.int32)),
-  }
-  return Examples("x", "test", modalities, {"digit": digit}, {}, columns, "x")
-
-
-def scored(family, monkeypatch, *, draw=True):
-  """(config, averages, the same by path, examples) for `evaluate.make_score`."""
-  config, modalities, _ = tiny(family)
-  config.eval.update(num_examples=20, batch_size=8)
-  data = examples(modalities)
-  monkeypatch.setattr(evaluate, "load_split", lambda *_: data)
-  init = lambda: STEPS[family].init(jax.random.key(0), config, modalities).ema
-  zeros = lambda x: np.zeros(x.shape, x.dtype)
-  ema = init() if draw else jax.tree.map(zeros, jax.eval_shape(init))
-  return config, ema, {f"ema/{k}": x for k, x in manifest.leaves(ema).items()}, data
-
-
-HIGHER = {
-  "fusion": ["elbo", "logp_image", "logp_sound", "logp_word"],
-  "recognition": ["correct_digit"],
-  "alignment": ["cosine_image_sound", "cosine_image_word", "cosine_sound_word"],
-  "vq": ["logp"],
-  "autoregressive": ["logp"],
-}
-HIGHER |= dict.fromkeys(("vae", "hvae"), ["elbo", "logp"])
-HIGHER |= dict.fromkeys(("multimodal", "extension"), HIGHER["fusion"])
-
-
-@pytest.mark.parametrize("family", sorted(set(STEPS) - {"gan"}))
-def test_a_held_out_score_is_higher_where_it_is_better(family, monkeypatch):
-  config, ema, named, data = scored(family, monkeypatch, draw=False)
-  eval_step = STEPS[family].make_eval_step(config, data.modalities)
-  rows = data.rows(np.arange(8))
-  batch = rows | {k: to_model(m, rows[k]) for k, m in data.modalities.items()}
-  names = sorted(jax.eval_shape(eval_step, ema, batch, jax.random.key(0)))
-  two = lambda params, batch, key: {name: jnp.full(8, 2.0) for name in names}
-  monkeypatch.setattr(STEPS[family], "make_eval_step", lambda *_: two)
-  signs = {name: evaluate.make_score(config, "", name)(named) / 2 for name in names}
-  assert signs == {name: 1 if name in HIGHER[family] else -1 for name in names}
-
-
-def test_what_is_no_score_is_refused(monkeypatch):
-  config, *_ = scored("gan", monkeypatch, draw=False)
-  with pytest.raises(ValueError, match=r"gan has no held-out 'elbo': \[\]"):
-    evaluate.make_score(config, "")
-  logits = lambda params, batch, key: {"logits_real": jnp.zeros(8)}
-  monkeypatch.setattr(STEPS["gan"], "make_eval_step", lambda *_: logits)
-  with pytest.raises(ValueError, match="neither more nor less of 'logits_real'"):
-    evaluate.make_score(config, "", "logits_real")
-
-
-def test_a_held_out_score_is_the_mean_of_evaluation(monkeypatch):
-  config, ema, named, data = scored("vae", monkeypatch)
-  sampler = make_sampler(config, data.modalities, batch_size=8)
-  losses = sampler(ema, data, np.arange(20), config.seed).losses
-  got = evaluate.make_score(config, "", "elbo")(named)
-  assert got == pytest.approx(losses["elbo"].mean(), rel=1e-4)
-
-
-@pytest.mark.parametrize(
-  ("family", "loss"), [("recognition", "nll"), ("alignment", "cosine_image_word")]
-)
-def test_families_that_generate_nothing_have_a_score(family, loss, monkeypatch):
-  config, ema, named, data = scored(family, monkeypatch)
-  config.model.modality = ""
-  rows = data.rows(np.arange(20))
-  batch = rows | {k: to_model(m, rows[k]) for k, m in data.modalities.items()}
-  eval_step = jax.jit(STEPS[family].make_eval_step(config, data.modalities))
-  want = float(eval_step(ema, batch, jax.random.key(0))[loss].mean())
-  got = evaluate.make_score(config, "", loss)(named)
-  assert got == pytest.approx(-want if loss == "nll" else want, rel=1e-4)
-
-
 # Files.
 
 
@@ -245,89 +158,6 @@ def test_files_and_workdirs_go_together(runs, tmp_path):
   got = merged_part(restored(tmp_path / "b")[0])
   want = weight.average([merged_part(state(i)) for i in (1, 0)])
   assert_equal(got, want)
-
-
-ARRAYS = {
-  "a/kernel": np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32),
-  "a/half": np.arange(5).astype(ml_dtypes.bfloat16),
-  "odd": np.array([-0.0, np.nan, np.inf, 1e-45], np.float32),
-  "scalar": np.array(3, np.int32),
-  "none": np.zeros((0, 3), np.float32),
-  "flags": np.array([True, False, True]),
-  "columns": np.asfortranarray(np.arange(6, dtype=np.int64).reshape(2, 3)),
-}
-
-
-def test_a_file_keeps_every_bit(tmp_path):
-  path = tmp_path / "x.safetensors"
-  safetensors.save(path, ARRAYS, {"made": "here"})
-  got, metadata = safetensors.load(path)
-  assert metadata == {"made": "here"}
-  assert checkpoint.digest(got) == checkpoint.digest(ARRAYS)
-  assert all(x.ctypes.data % x.dtype.itemsize == 0 for x in got.values())
-  assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
-
-
-def test_the_file_is_as_the_format_says(tmp_path):
-  path = tmp_path / "x.safetensors"
-  safetensors.save(path, {"w": ARRAYS["a/kernel"]})
-  text = path.read_bytes()
-  (length,) = struct.unpack("<Q", text[:8])
-  header = json.loads(text[8 : 8 + length])
-  assert length % 8 == 0
-  assert header["w"] == {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48]}
-  assert text[8 + length :] == ARRAYS["a/kernel"].tobytes()
-
-
-def write(path, header, data):
-  text = header if isinstance(header, bytes) else json.dumps(header).encode()
-  path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-  return path
-
-
-def test_a_file_written_by_hand_is_read(tmp_path):
-  header = {
-    "late": {"dtype": "F16", "shape": [2], "data_offsets": [3, 7]},
-    "early": {"dtype": "U8", "shape": [3, 1], "data_offsets": [0, 3]},
-  }
-  path = write(tmp_path / "x", header, bytes([1, 2, 3]) + np.float16([4, 5]).tobytes())
-  got, metadata = safetensors.load(path)
-  np.testing.assert_array_equal(got["early"], [[1], [2], [3]])
-  np.testing.assert_array_equal(got["late"], np.float16([4, 5]))
-  assert metadata == {}
-
-
-ENTRY = {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}
-
-
-@pytest.mark.parametrize(
-  "header, data, message",
-  [
-    ({"w": ENTRY}, b"1", "damaged"),
-    ({"w": ENTRY}, b"123", "1 bytes that belong to no array"),
-    ({"w": ENTRY, "v": ENTRY}, b"12", "not where it should be"),
-    ({"w": ENTRY | {"shape": [3]}}, b"12", "has 2 bytes"),
-    ({"w": ENTRY | {"shape": [-1, -2]}}, b"12", "has 2 bytes"),
-    ({"w": ENTRY | {"dtype": "Q9"}}, b"12", "Q9"),
-    ({"w": {"dtype": "U8"}}, b"12", "the header says"),
-    ({"w": ENTRY | {"data_offsets": [2]}}, b"12", "the header says"),
-    (b"[1]", b"", "no JSON object"),
-    (b"\xff{", b"", "no JSON"),
-  ],
-)
-def test_a_damaged_file_is_refused(tmp_path, header, data, message):
-  with pytest.raises(ValueError, match=message):
-    safetensors.load(write(tmp_path / "x", header, data))
-
-
-def test_a_file_cut_off_anywhere_is_refused(tmp_path):
-  path = tmp_path / "x.safetensors"
-  safetensors.save(path, ARRAYS)
-  whole = path.read_bytes()
-  for size in {0, 1, 7, 8, 9, 100, len(whole) - 9, len(whole) - 1}:
-    path.write_bytes(whole[:size])
-    with pytest.raises(ValueError, match=r"x\.safetensors"):
-      safetensors.load(path)
 
 
 # Refusals.
