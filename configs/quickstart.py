@@ -42,17 +42,7 @@ def of_folder(config, path):
 
   config.data.name = "folder"
   with config.data.unlocked():
-    config.data.options = {
-      "folder": path,
-      "listing": "",  # its name; "": the only one
-      "size": 32,
-      "tokens": 0,  # of a caption; 0: as many as the longest has
-      "words": 1000,
-      "seconds": 1.0,
-      "sample_rate_hz": 8000,
-      "frames": 32,
-      "mels": 32,
-    }
+    config.data.options = datasets.options("folder") | {"folder": path}
   found = datasets.spec("folder", **config.data.options).modalities
   if "image" not in found:
     config.loss.adversarial = ()

@@ -168,10 +168,7 @@ def evaluate(
       by = make_judges(config, data_dir, list(samples.values), say=say)
       pictured = {m.kind for m in examples.modalities.values()} & {"image"}
       if pictured and not by.extractors:
-        say(
-          "no labels to train a judge on, so no distances: they need"
-          " --config.eval.extractor=efficientnet_lite0"
-        )
+        say(records.NO_JUDGE)
     setting = scores.Setting(examples, indices, by, config.eval.bootstrap)
     floor = {} if name == "train" else _some_real(train, by.extractors, count)
     reads = scores.read_all(setting, samples)

@@ -17,6 +17,10 @@ import numpy as np
 from mmgen_jax.provenance import write_atomically
 
 SCHEMA = 1
+NO_JUDGE = (
+  "data without labels have no judge of their own:"
+  " --config.eval.extractor=efficientnet_lite0 gives distances of images"
+)
 Record = dict[str, Any]
 
 

@@ -19,7 +19,16 @@ DATASETS = {  # name -> the module that has its `spec` and `load`
 }
 SPLITS = ("train", "validation", "test")  # every set has these; some have more
 
-__all__ = ["DATASETS", "SPLITS", "Column", "Examples", "Spec", "load", "spec"]
+__all__ = [
+  "DATASETS",
+  "SPLITS",
+  "Column",
+  "Examples",
+  "Spec",
+  "load",
+  "options",
+  "spec",
+]
 
 
 def _module(name: str):
@@ -36,6 +45,12 @@ def _checked(name: str, options: dict[str, Any]) -> Any:
   if unknown:
     raise ValueError(f"data set {name!r} has no option {unknown}; it has {known}")
   return module
+
+
+def options(name: str) -> dict[str, Any]:
+  """The options of a data set that have defaults, with these."""
+  known = inspect.signature(_module(name).spec).parameters.values()
+  return {p.name: p.default for p in known if p.default is not p.empty}
 
 
 def spec(name: str, **options) -> Spec:

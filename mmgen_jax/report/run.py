@@ -155,10 +155,7 @@ def nothing(run: Run) -> str:
   """Why a run has no records."""
   if not run.evaluated:
     return "This run has not been evaluated yet: there are no records."
-  return (
-    "The evaluation gave no records: data without labels have no judge of their own."
-    " --config.eval.extractor=efficientnet_lite0 gives distances of images."
-  )
+  return f"The evaluation gave no records: {records.NO_JUDGE}."
 
 
 def name_of(r: records.Record) -> str:
