@@ -55,6 +55,7 @@ def get_config(arg=None):
     "beta": 1.0,
     "warmup_steps": 0,  # of the KL's weight, in the ELBO
     "samples": 1,
+    "backward_samples": 0,  # of these the IWAE's gradient; 0: of all
     "binarise": True,
   }
   config.optim = common.optim(3e-3, stages=())

@@ -9,7 +9,7 @@ correlation are in `mmgen_jax.total_correlation`.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from mmgen_jax.losses import gaussian_log_prob
 
@@ -117,6 +117,38 @@ def iwae(log_w: Float[Array, "k b"]) -> Float[Array, "b"]:
   """
   log_w = log_w.astype(jnp.float32)
   return jax.nn.logsumexp(log_w, axis=0) - jnp.log(len(log_w))
+
+
+def resampled_iwae(
+  log_w: Float[Array, "k b"], resampled: Float[Array, "s b"]
+) -> Float[Array, "b"]:
+  """A surrogate that has `iwae`'s value, and its gradient from S of the K samples.
+
+  The gradient is the mean of d log w_i over S draws of i with probability
+  v_i = w_i / sum_j w_j, whose expectation is `iwae`'s, sum_i v_i d log w_i. Backward
+  passes, which cost twice what forward passes do, are then S and not K: Burda, Grosse
+  and Salakhutdinov, 2016, section 3, https://arxiv.org/abs/1509.00519.
+
+  Args:
+    log_w: of all samples; no gradient is taken of it.
+    resampled: log weights of the drawn ones (see `resample`), computed again so that
+      gradients pass.
+  """
+  gradient = resampled.astype(jnp.float32).mean(0)
+  return jax.lax.stop_gradient(iwae(log_w) - gradient) + gradient
+
+
+def resample(
+  keys: Key[Array, "b"],
+  log_w: Float[Array, "k b"],
+  z: Float[Array, "k b z"],
+  samples: int,
+) -> Float[Array, "s b z"]:
+  """So many of each example's z, drawn in proportion to w, with replacement."""
+  log_w = jax.lax.stop_gradient(log_w)
+  draw = lambda key, w: jax.random.categorical(key, w, shape=(samples,))
+  picks = jax.vmap(draw, in_axes=(0, 1), out_axes=1)(keys, log_w)
+  return jnp.take_along_axis(z, picks[..., None], axis=0)
 
 
 def dreg(

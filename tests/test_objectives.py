@@ -135,6 +135,34 @@ def test_dreg_is_the_iwae_gradient_with_less_noise(k):
       assert (doubly.var(0) < 0.7 * plain.var(0)).all(), name
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+def test_resampled_gradients_are_those_of_the_iwae_on_average(samples):
+  k, n = 8, 40_000
+  noise = jax.random.normal(jax.random.key(0), (n, k, 1, 2))
+  keys = jax.random.split(jax.random.key(1), n)
+
+  def bound(params, noise, key):
+    q = params["a"] * X + params["c"], jnp.broadcast_to(params["v"], X.shape)
+    z = q[0] + jnp.exp(0.5 * q[1]) * noise
+    log_px = lambda z: -0.5 * ((X - z - params["t"]) ** 2).sum(-1)
+    log_w = lambda z: ob.log_weights(log_px(z), z, *q)
+    picked = ob.resample(key[None], log_w(z), z, samples)
+    resampled = ob.resampled_iwae(log_w(z), log_w(picked)).sum()
+    return resampled, ob.iwae(log_w(z)).sum()
+
+  def both(params, noise, key):
+    of = lambda i: jax.value_and_grad(lambda p: bound(p, noise, key)[i])(params)
+    return of(0), of(1)
+
+  some, every = jax.jit(jax.vmap(both, (None, 0, 0)))(PARAMS, noise, keys)
+  np.testing.assert_allclose(some[0], every[0], rtol=1e-4, atol=1e-5)
+  for name in PARAMS:
+    extra = np.asarray(some[1][name] - every[1][name])  # of the draw, given the noise
+    error = extra.std(0) / np.sqrt(n)
+    assert (np.abs(extra.mean(0)) < 4 * error + 1e-6).all(), name
+    assert (error > 0).all(), name
+
+
 def test_dreg_vanishes_for_the_encoder_at_the_exact_posterior():
   s = jnp.log(0.5)
   params = PARAMS | {"a": jnp.array(0.5), "c": -PARAMS["t"] / 2, "v": s}

@@ -26,6 +26,10 @@ CASES = {  # name: (loss, model)
   ),
   "free_bits": ({"objective": "free_bits", "free_nats": 0.01}, {}),
   "iwae": ({"objective": "iwae", "samples": 3, "binarise": True}, {}),
+  "resampled": (
+    {"objective": "iwae", "samples": 3, "backward_samples": 2, "binarise": True},
+    {},
+  ),
   "dreg": ({"objective": "dreg", "samples": 3, "binarise": True}, {}),
   "stratified": (TC | {"stratified": True}, {}),
   "weighted": (TC | {"stratified": False}, {}),
@@ -107,6 +111,14 @@ def test_dreg_moves_the_decoder_as_the_iwae_does_and_the_encoder_otherwise():
   close(iwae.params["vae"]["decoder"], dreg.params["vae"]["decoder"], rtol=1e-5)
   a, b = (s.params["vae"]["encoder"]["Dense_0"]["kernel"] for s in (iwae, dreg))
   assert np.abs(a - b).max() > 1e-4
+
+
+def test_a_resampled_iwae_reports_the_same_bound_and_moves_otherwise():
+  (iwae, of_iwae), (some, of_some) = (update(*case(n)) for n in ("iwae", "resampled"))
+  for name in ("bound", "elbo", "kl"):
+    np.testing.assert_allclose(of_iwae[f"vae/{name}"], of_some[f"vae/{name}"], rtol=1e-5)
+  a, b = (jax.tree.leaves(s.params["vae"]) for s in (iwae, some))
+  assert all(np.abs(x - y).max() > 0 for x, y in zip(a, b, strict=True))
 
 
 def test_the_two_players_of_the_factor_vae_pass_each_other_no_gradient():
@@ -214,6 +226,7 @@ def test_what_does_not_fit_is_refused():
   refused("nothing missing", "factor", data={"missing": {"image": 0.5}})
   for loss in ({"beta": 4.0}, {"warmup_steps": 9}):
     refused("they must be 1 and 0", "iwae", loss=loss)
+  refused("with 'dreg' it must be 0, got 1", "dreg", loss={"backward_samples": 1})
   binary = {"binarise": True}
   refused("'image' has 'gaussian'", "elbo", {"likelihood": "gaussian"}, loss=binary)
   refused("prior_components = 3 is of", "elbo", {"prior_components": 3})

@@ -154,6 +154,7 @@ class Pass(NamedTuple):
   kl: Float[Array, "b"]
   step: Array
   axis: str | None
+  keys: Key[Array, "b"]
 
 
 def _elbo(p: Pass):
@@ -193,7 +194,11 @@ def log_weights(
 def _iwae(p: Pass):
   log_pz = p.model.log_pz(p.params, p.z)
   q = p.q.mean, p.q.logvar
-  return objectives.iwae(objectives.log_weights(p.log_px, p.z, *q, log_pz=log_pz))
+  log_w = objectives.log_weights(p.log_px, p.z, *q, log_pz=log_pz)
+  if not (backward := p.config.loss.get("backward_samples", 0)):
+    return objectives.iwae(log_w)
+  z = objectives.resample(p.keys, log_w, p.z, backward)
+  return objectives.resampled_iwae(log_w, log_weights(p.model, p.params, p.q, z))
 
 
 def _dreg(p: Pass):
@@ -283,6 +288,11 @@ def make_objective(config) -> Callable[[Pass], Float[Array, "b"]]:
     raise ValueError(
       f"loss.objective {name!r} takes loss.samples = 1 and nothing missing from"
       f" `data`, got {samples} and {missing}"
+    )
+  if (backward := config.loss.get("backward_samples", 0)) and name != "iwae":
+    raise ValueError(
+      f"loss.backward_samples is of the 'iwae': with {name!r} it must be 0, got"
+      f" {backward}"
     )
   beta, warmup = config.loss.get("beta", 1.0), config.loss.get("warmup_steps", 0)
   if name != "elbo" and (beta != 1.0 or warmup):

@@ -129,9 +129,10 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   """`train_step(state, batch, key, *, axis=None) -> (state, metrics)`.
 
   Ascends the bound that `config.loss.objective` names ("elbo" where it names none), from
-  `config.loss.samples` samples of z per example; see `mmgen_jax.objectives`. An example
-  whose modality is missing counts as zero. FactorVAE's discriminator moves at once with
-  the VAE, from the same pass.
+  `config.loss.samples` samples of z per example; see `mmgen_jax.objectives`. The "iwae"
+  takes its gradient from `config.loss.backward_samples` of them, drawn by weight, or from
+  all (0). An example whose modality is missing counts as zero. FactorVAE's discriminator
+  moves at once with the VAE, from the same pass.
   """
   model = bounds.make_model(build(config, modalities), config)
   objective, txs = bounds.make_objective(config), _optimizers(config)
@@ -142,7 +143,8 @@ def make_train_step(config, modalities: Modalities) -> Callable:
     q = model.posterior(params, batch, keys[:, 0])
     z = bounds.draw(keys[:, 1], q, samples)
     log_px, kl = model.log_px(params, q.x, z), bounds.kl(model, params, q, z)
-    p = bounds.Pass(config, model, params, q, z, log_px, kl, step, axis)
+    own = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys[:, 1])
+    p = bounds.Pass(config, model, params, q, z, log_px, kl, step, axis, own)
     terms = {"bound": objective(p), "logp": log_px.mean(0), "kl": kl}
     terms["elbo"] = terms["logp"] - kl
     if "discriminator" in txs:
