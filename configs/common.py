@@ -4,6 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmgen_jax import data as datasets
+
 
 def defaults(family: str) -> Any:
   """Every field that any run has, with values that suit a laptop."""
@@ -230,6 +232,8 @@ def optim(learning_rate: float, **changes) -> Any:
 def variant(config: Any, arg: str | None, **variants) -> Any:
   """`config`, changed by the comma-separated names in `arg` (each a function of it).
 
+  It then names every option of its data set, so that a flag can give any of them.
+
   Raises:
     ValueError: for a name that is no variant.
   """
@@ -237,6 +241,8 @@ def variant(config: Any, arg: str | None, **variants) -> Any:
     if name not in variants:
       raise ValueError(f"no variant {name!r}; there are {sorted(variants)}")
     variants[name](config)
+  with config.data.unlocked():
+    config.data.options = datasets.options(config.data.name) | {**config.data.options}
   return config
 
 

@@ -11,6 +11,7 @@ Of your own files, listed in a CSV or JSONL file (see `mmgen_jax/data/folder.py`
 """
 
 from configs import common
+from mmgen_jax import data as datasets
 
 
 def get_config(arg=None):
@@ -38,11 +39,9 @@ def get_config(arg=None):
 
 def of_folder(config, path):
   """The same networks, of what a listing names; a discriminator of images, if any."""
-  from mmgen_jax import data as datasets
-
   config.data.name = "folder"
   with config.data.unlocked():
-    config.data.options = datasets.options("folder") | {"folder": path}
+    config.data.options = {"folder": path}
   found = datasets.spec("folder", **config.data.options).modalities
   if "image" not in found:
     config.loss.adversarial = ()

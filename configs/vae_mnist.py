@@ -63,7 +63,7 @@ def get_config(arg=None):
   config.eval.update(latents={"examples": 5000, "votes": 0})
   config.eval.update(sampler="prior", sampler_examples=10_000, sampler_components=50)
   variants = [iwae5, iwae50, dreg50, beta4, capacity, free_bits, tc, factor, vamp]
-  variants += [flow, sigma, conv, short, published, smoke]
+  variants += [flow, sigma, conv, continued, short, published, smoke]
   named = {variant.__name__: variant for variant in variants}
   return common.variant(config, arg, vae=lambda config: None, **named)
 
@@ -144,6 +144,11 @@ def conv(config):
   config.scan, config.compiler_options = None, {}
   config.data.options.size = 32  # padded: convolutions halve it to 4
   config.model.update(net="conv", widths={"image": 32}, features=128, blocks=1)
+
+
+def continued(config):
+  """From the networks of another run: --config.initial.vae=DIR or DIR:STEP."""
+  config.initial = {"vae": ""}
 
 
 def short(config):

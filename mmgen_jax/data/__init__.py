@@ -50,7 +50,8 @@ def _checked(name: str, options: dict[str, Any]) -> Any:
 def options(name: str) -> dict[str, Any]:
   """The options of a data set that have defaults, with these."""
   known = inspect.signature(_module(name).spec).parameters.values()
-  return {p.name: p.default for p in known if p.default is not p.empty}
+  given = {p.name: p.default for p in known if p.default is not p.empty}
+  return given | {"modalities": ()}
 
 
 def spec(name: str, **options) -> Spec:
