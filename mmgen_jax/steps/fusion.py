@@ -126,8 +126,8 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   def elbo_terms(params, prior, values, mask, keys):
     """Everything that one pass gives: terms {name: [b]}, z, and (generated, real) values.
 
-    Generated: decoded from the prior for one example in two, at random, and from a random
-    subset's posterior for the others.
+    Generated: decoded from the prior for a share of the examples, at random, and from a
+    random subset's posterior for the others.
     """
     k = jax.vmap(lambda key: jax.random.split(key, 6))(keys)
     net = partial(apply, vae, params)
@@ -141,7 +141,8 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     full, part, _ = (jax.tree.map(lambda x, i=i: x[i], posteriors) for i in range(3))
     q, z = (full, z_full) if loss.posterior == "poe" else (part, z_part)
     # By the example's key, not its place: microbatches cut the batch differently.
-    from_prior = jax.vmap(jax.random.bernoulli)(k[:, 5])[:, None]
+    pick = partial(jax.random.bernoulli, p=loss.get("prior_share", 0.5))
+    from_prior = jax.vmap(pick)(k[:, 5])[:, None]
     z_fake = jnp.where(from_prior, z_prior, z_part)
     both = net(pair(z, z_part), plain, method="decode")
     both |= net(pair(z, z_fake), loss.adversarial, method="decode")
