@@ -85,3 +85,20 @@ def test_an_unknown_real_is_refused():
   config.loss.real = "fakes"
   with pytest.raises(ValueError, match="loss.real must be one of .*'fakes'"):
     fusion.build(config, MODALITIES)
+
+
+@pytest.mark.parametrize("share, of_a_part", [(0.0, 8), (0.5, 4), (1.0, 0)])
+def test_the_share_of_generated_images_that_the_prior_gives(share, of_a_part):
+  config, batch = small("")
+  config.loss.prior_share = share
+  p = fusion.init(jax.random.key(0), config, MODALITIES).params
+  vae_loss, _ = fusion.make_losses(config, MODALITIES)
+  mask, keys = batch["mask"]["image"][None], jax.random.split(jax.random.key(3), 8)
+
+  def generated(x):
+    networks = (p["vae"], p["discriminator"], p["prior"])
+    _, (_, _, (fakes, _)) = vae_loss(*networks, {"image": x}, mask, keys)
+    return fakes["image"].reshape(8, -1)
+
+  other = np.abs(generated(batch["image"]) - generated(-batch["image"])).max(1)
+  assert abs((other > 1e-4).sum() - of_a_part) <= (2 if share == 0.5 else 0)

@@ -144,9 +144,11 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     pick = partial(jax.random.bernoulli, p=loss.get("prior_share", 0.5))
     from_prior = jax.vmap(pick)(k[:, 5])[:, None]
     z_fake = jnp.where(from_prior, z_prior, z_part)
-    both = net(pair(z, z_part), plain, method="decode")
+    both = net(pair(z, z_part), plain, method="decode") if loss.cross else {}
     both |= net(pair(z, z_fake), loss.adversarial, method="decode")
     outputs, others = unpair(both)
+    if not loss.cross:
+      outputs |= net(z, plain, method="decode")
     logps = reconstruction(outputs, values, mask)
     kl = prior_lib.log_prob_mixture(q, z) - prior_lib.log_prob(prior, z)
     terms = {f"logp_{name}": logp for name, logp in logps.items()}
@@ -156,7 +158,8 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     target, at = jax.lax.stop_gradient((full, z_full))
     logq = partial(prior_lib.log_prob_mixture, z=at)
     terms["alignment"] = logq(target) - logq(part)
-    cross = reconstruction({name: others[name] for name in plain}, values, mask)
+    crossed = {name: others[name] for name in plain if loss.cross}
+    cross = reconstruction(crossed, values, mask)
     terms["cross"] = sum(cross.values(), jnp.zeros(len(keys)))
     fakes = modes(others)
     reals = modes(outputs) if reconstructed else values
