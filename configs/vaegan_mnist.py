@@ -29,7 +29,7 @@ def get_config(arg=None):
   config.optim = common.optim(3e-3, b2=0.99, warmup_steps=50)
   config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
   train_for(config, 5000)
-  return common.variant(config, arg, vae=vae, smoke=common.smoke)
+  return common.variant(config, arg, vae=vae, continued=continued, smoke=common.smoke)
 
 
 def train_for(config, steps):
@@ -42,3 +42,8 @@ def train_for(config, steps):
 def vae(config):
   config.loss.adversarial = ()
   train_for(config, 10_000)
+
+
+def continued(config):
+  """From the networks of a VAE: --config.initial.vae=DIR."""
+  config.initial = {"vae": ""}
