@@ -9,7 +9,9 @@ the reconstruction error stays in pixels, and the prior is a learned mixture.
   python launch.py --config=configs/vaegan_mnist.py:vae --workdir=runs/vaegan_vae
 
 Variants: `:vae`, the same encoder, decoder and prior with no discriminator; it makes
-more updates, for about the same time.
+more updates, for about the same time. `:standard`, where the prior is N(0, I) and the
+discriminator has only samples of it to judge, beside reconstructions; `:standard,vae`.
+`:continued` from a VAE trained before.
 """
 
 from configs import common
@@ -29,7 +31,8 @@ def get_config(arg=None):
   config.optim = common.optim(3e-3, b2=0.99, warmup_steps=50)
   config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
   train_for(config, 5000)
-  return common.variant(config, arg, vae=vae, continued=continued, smoke=common.smoke)
+  variants = {"standard": standard, "vae": vae, "continued": continued}
+  return common.variant(config, arg, **variants, smoke=common.smoke)
 
 
 def train_for(config, steps):
@@ -39,9 +42,17 @@ def train_for(config, steps):
   config.optim.decay, config.optim.decay_steps = "cosine", steps
 
 
+def standard(config):
+  config.model.prior_components = 1
+  config.loss.update(real="reconstructions", prior_share=1.0)
+  config.loss.update(adversarial_weight=30.0, r1_gamma=0.1)
+  config.disc_optim.learning_rate = 2e-3
+  train_for(config, 10_000)
+
+
 def vae(config):
   config.loss.adversarial = ()
-  train_for(config, 10_000)
+  train_for(config, config.train_steps * 23 // 10)  # in about the same time
 
 
 def continued(config):

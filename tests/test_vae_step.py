@@ -116,7 +116,9 @@ def test_dreg_moves_the_decoder_as_the_iwae_does_and_the_encoder_otherwise():
 def test_a_resampled_iwae_reports_the_same_bound_and_moves_otherwise():
   (iwae, of_iwae), (some, of_some) = (update(*case(n)) for n in ("iwae", "resampled"))
   for name in ("bound", "elbo", "kl"):
-    np.testing.assert_allclose(of_iwae[f"vae/{name}"], of_some[f"vae/{name}"], rtol=1e-5)
+    np.testing.assert_allclose(
+      of_iwae[f"vae/{name}"], of_some[f"vae/{name}"], rtol=1e-5
+    )
   a, b = (jax.tree.leaves(s.params["vae"]) for s in (iwae, some))
   assert all(np.abs(x - y).max() > 0 for x, y in zip(a, b, strict=True))
 
