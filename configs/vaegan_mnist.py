@@ -36,7 +36,7 @@ def get_config(arg=None):
 
 
 def train_for(config, steps):
-  config.train_steps = steps
+  config.train_steps = steps = 100 * max(steps // 100, 1)
   config.updates_per_dispatch = config.log_steps = 20
   config.save_steps = config.sample_steps = steps // 5
   config.optim.decay, config.optim.decay_steps = "cosine", steps
@@ -47,7 +47,7 @@ def standard(config):
   config.loss.update(real="reconstructions", prior_share=1.0)
   config.loss.update(adversarial_weight=30.0, r1_gamma=0.1)
   config.disc_optim.learning_rate = 2e-3
-  train_for(config, 10_000)
+  train_for(config, 2 * config.train_steps)
 
 
 def vae(config):
