@@ -180,6 +180,8 @@ def ours(config, train, args):
     state, metrics = run(state, data, inputs, key)
     jax.block_until_ready(state)
     marks.append(time.perf_counter() - start)
+  if len(marks) < 2:
+    sys.exit(f"--secs={args.secs} is over before the second update: give more")
   half = len(marks) // 2
   speed = config.batch_size * (len(marks) - half) / (marks[-1] - marks[half - 1])
   told = {"samples_per_sec": speed, "updates": len(marks), "parameters": parameters}
