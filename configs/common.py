@@ -247,6 +247,11 @@ def variant(config: Any, arg: str | None, **variants) -> Any:
   return config
 
 
+def continued(config: Any) -> None:
+  """From the networks of another run: --config.initial.vae=DIR or DIR:STEP."""
+  config.initial = {"vae": ""}
+
+
 def smoke(config: Any) -> None:
   """Four updates of eight examples, for tests."""
   config.batch_size = 8

@@ -8,10 +8,10 @@ epsilon 1e-4, eight stages of 3^i epochs at a rate of 1e-3 10^(-i / 7).
   python launch.py --config=configs/vae_mnist.py:iwae5 --workdir=runs/iwae5
   python benchmarks/vae_nll.py --workdir=runs/iwae5 --weights=ema
 
-Variants: `:vae` (the default; one sample), `:iwae5`, `:iwae50`, `:dreg50`, of one to two
+Variants: `:vae` (the default; one sample), `:iwae5`, `:iwae50`, `:dreg50`, of about two
 hours on a CPU core each; `:short` for 250 epochs, some minutes for the VAE, `:hour` for
-1,592 of them; `:published` for the schedule of the paper; `:continued` from the networks
-of another run. `--config.loss.backward_samples=5` of 50 samples makes 1.7 times as many
+1,592, an hour for the VAE (NLL 86.7); `:published` for the schedule of the paper;
+`:continued` from the networks of another run. `--config.loss.backward_samples=5` of 50 samples makes 1.7 times as many
 updates in the same time. Other objectives on the same network, with no published number
 to meet: `:beta4`, `:capacity`, `:free_bits`, `:tc`, `:factor`, `:vamp`, `:flow` (a
 coupling flow as the prior), `:sigma` (grey values, not binarised); `:conv` for residual
@@ -64,7 +64,7 @@ def get_config(arg=None):
   config.eval.update(latents={"examples": 5000, "votes": 0})
   config.eval.update(sampler="prior", sampler_examples=10_000, sampler_components=50)
   variants = [iwae5, iwae50, dreg50, beta4, capacity, free_bits, tc, factor, vamp]
-  variants += [flow, sigma, conv, continued, short, hour, published, smoke]
+  variants += [flow, sigma, conv, common.continued, short, hour, published, smoke]
   named = {variant.__name__: variant for variant in variants}
   return common.variant(config, arg, vae=lambda config: None, **named)
 
@@ -145,11 +145,6 @@ def conv(config):
   config.scan, config.compiler_options = None, {}
   config.data.options.size = 32  # padded: convolutions halve it to 4
   config.model.update(net="conv", widths={"image": 32}, features=128, blocks=1)
-
-
-def continued(config):
-  """From the networks of another run: --config.initial.vae=DIR or DIR:STEP."""
-  config.initial = {"vae": ""}
 
 
 def short(config):

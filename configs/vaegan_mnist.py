@@ -31,7 +31,7 @@ def get_config(arg=None):
   config.optim = common.optim(3e-3, b2=0.99, warmup_steps=50)
   config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
   train_for(config, 5000)
-  variants = {"standard": standard, "vae": vae, "continued": continued}
+  variants = {"standard": standard, "vae": vae, "continued": common.continued}
   return common.variant(config, arg, **variants, smoke=common.smoke)
 
 
@@ -53,8 +53,3 @@ def standard(config):
 def vae(config):
   config.loss.adversarial = ()
   train_for(config, config.train_steps * 23 // 10)  # in about the same time
-
-
-def continued(config):
-  """From the networks of a VAE: --config.initial.vae=DIR."""
-  config.initial = {"vae": ""}

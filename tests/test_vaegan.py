@@ -80,10 +80,13 @@ def test_what_the_discriminator_takes_for_real(real):
   assert same["fusion/d_image_real"] == pytest.approx(same["fusion/d_image_fake"])
 
 
-def test_an_unknown_real_is_refused():
+def test_an_unknown_real_and_a_share_that_is_none_are_refused():
   config, _ = small("")
   config.loss.real = "fakes"
   with pytest.raises(ValueError, match="loss.real must be one of .*'fakes'"):
+    fusion.build(config, MODALITIES)
+  config.loss.update(real="data", prior_share=1.5)
+  with pytest.raises(ValueError, match="between 0 and 1, got 1.5"):
     fusion.build(config, MODALITIES)
 
 

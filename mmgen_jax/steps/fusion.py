@@ -48,7 +48,8 @@ def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators
 
   Raises:
     ValueError: if an adversarial modality is unknown, or is text (its samples are
-      discrete: no gradient passes), or `loss.posterior` or `loss.real` is unknown.
+      discrete: no gradient passes), or `loss.posterior` or `loss.real` is unknown, or
+      `loss.prior_share` is no share.
   """
   m, dtype = config.model, jnp.bfloat16 if config.bfloat16 else jnp.float32
   for name in config.loss.adversarial:
@@ -62,6 +63,8 @@ def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators
     chosen = config.loss.get(field, known[0])
     if chosen not in known:
       raise ValueError(f"loss.{field} must be one of {known}, got {chosen!r}")
+  if not 0.0 <= (share := config.loss.get("prior_share", 0.5)) <= 1.0:
+    raise ValueError(f"loss.prior_share must be between 0 and 1, got {share}")
   vae = MultimodalVAE(
     dict(modalities),
     m.latent,
@@ -219,8 +222,10 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   discriminator asks for one that is real. What is real to it: the data; or, with
   `loss.real` "reconstructions", what is decoded from z, where data have what no z tells
   (the grain of a background): asked for it, decoders put noise wherever no likelihood
-  holds them. The prior moves by a step of EM (`models.prior.rate`). Encoders see
-  augmented inputs (`config.augment`); targets are clean.
+  holds them. What they judge beside it: for a share `loss.prior_share` of the examples a
+  sample from the prior, else one from q_part. The prior moves by a step of EM
+  (`models.prior.rate`). Encoders see augmented inputs (`config.augment`); targets are
+  clean.
 
   Of a mixture, gradients follow the component that z was drawn from. That the experts
   also move the components' probabilities adds a score term to the gradient of the ELBO;
