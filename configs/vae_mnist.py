@@ -11,7 +11,8 @@ epsilon 1e-4, eight stages of 3^i epochs at a rate of 1e-3 10^(-i / 7).
 Variants: `:vae` (the default; one sample), `:iwae5`, `:iwae50`, `:dreg50`, of about two
 hours on a CPU core each; `:short` for 250 epochs, some minutes for the VAE, `:hour` for
 1,592, an hour for the VAE (NLL 86.7); `:published` for the schedule of the paper;
-`:continued` from the networks of another run. `--config.loss.backward_samples=5` of 50 samples makes 1.7 times as many
+`:continued` from the networks of another run. `--config.loss.backward_samples=5` of 50
+samples makes 1.7 times as many
 updates in the same time. Other objectives on the same network, with no published number
 to meet: `:beta4`, `:capacity`, `:free_bits`, `:tc`, `:factor`, `:vamp`, `:flow` (a
 coupling flow as the prior), `:sigma` (grey values, not binarised); `:conv` for residual
