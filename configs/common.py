@@ -214,12 +214,12 @@ def optim(learning_rate: float, **changes) -> Any:
   """An optimiser's fields: Adam, unless `changes` say otherwise."""
   return ConfigDict(
     {
-      "name": "adam",  # adam, adamw, sgd
+      "name": "adam",  # adam, adamw, muon, sgd
       "learning_rate": learning_rate,
       "b1": 0.9,
       "b2": 0.999,
       "eps": 1e-8,
-      "weight_decay": 0.0,  # adamw
+      "weight_decay": 0.0,  # adamw, muon
       "clip_norm": 0.0,  # 0: none
       "warmup_steps": 0,
       "decay": "constant",  # or "cosine", over decay_steps to end_factor of the rate

@@ -1,12 +1,47 @@
 """Optimisers and averages: optax transforms from plain config values."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from mmgen_jax.state import State
+
+
+def _kernels(params) -> Any:
+  """Of every Dense or Conv kernel: which axes are inputs, which outputs; else None."""
+
+  def axes(path, x):
+    *inputs, output = range(x.ndim)
+    named = getattr(path[-1], "key", "") == "kernel"
+    return optax.contrib.MuonDimensionNumbers(inputs, output) if named else None
+
+  return jax.tree.map_with_path(axes, params)
+
+
+def muon(learning_rate: optax.Schedule, config: Any) -> optax.GradientTransformation:
+  """Muon for kernels, AdamW (with Nesterov's momentum) for all else, at one rate.
+
+  The momentum of a kernel, as a matrix of inputs by outputs, is replaced by a near
+  orthogonal one (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) and
+  scaled to the root mean square of Adam's updates, .2 (Liu et al., "Muon is Scalable for
+  LLM Training", 2025, https://arxiv.org/abs/2502.16982).
+  """
+  return optax.contrib.muon(
+    learning_rate,
+    eps=config.eps,
+    weight_decay=config.weight_decay,
+    adam_b1=config.b1,
+    adam_b2=config.b2,
+    adam_weight_decay=config.weight_decay,
+    muon_weight_dimension_numbers=_kernels,
+    consistent_rms=0.2,
+  )
+
 
 OPTIMIZERS = {
   "adam": lambda lr, c: optax.adam(lr, b1=c.b1, b2=c.b2, eps=c.eps),
@@ -14,7 +49,27 @@ OPTIMIZERS = {
     lr, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay
   ),
   "sgd": lambda lr, c: optax.sgd(lr),
+  "muon": muon,
 }
+
+
+def as_vector(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The same of all parameters as one vector, for a `tx` to which shapes mean nothing.
+
+  A few large operations instead of several for every tensor are most of what there
+  would be to compile.
+  """
+
+  def init(params):
+    return tx.init(jnp.zeros(sum(x.size for x in jax.tree.leaves(params))))
+
+  def update(updates, state, params=None):
+    vector, unravel = ravel_pytree(updates)
+    of = None if params is None else ravel_pytree(params)[0]
+    vector, state = tx.update(vector, state, of)
+    return unravel(vector), state
+
+  return optax.GradientTransformation(init, update)
 
 
 def schedule(config) -> optax.Schedule:
@@ -50,8 +105,9 @@ def make_optimizer(config) -> optax.GradientTransformation:
       f"optimizer must be one of {sorted(OPTIMIZERS)}, got {config.name!r}"
     )
   tx = OPTIMIZERS[config.name](schedule(config), config)
-  clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else None
-  return optax.chain(clip, tx) if clip else tx
+  if config.clip_norm:
+    tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+  return tx if config.name == "muon" else as_vector(tx)
 
 
 def ema_decay_at(step: Int[Array, ""], decay: float) -> Array:
@@ -67,16 +123,15 @@ def apply_updates(
 ) -> tuple[State, dict]:
   """The next State, and the norms of gradients, updates and parameters by network.
 
-  Each network's parameters are handled as one vector: its optimizer state, average and
-  norms are then a few large operations instead of several for every tensor, most of
-  what there would be to compile.
+  Each network's average and norms are of its parameters as one vector (see `as_vector`).
   """
   params, ema = dict(state.params), dict(state.ema)
   opt_state, metrics = {}, {}
   for name, tx in txs.items():
-    old, unravel = ravel_pytree(state.params[name])
-    grad, _ = ravel_pytree(grads[name])
-    update, opt_state[name] = tx.update(grad, state.opt_state[name], old)
+    of = state.params[name]
+    update, opt_state[name] = tx.update(grads[name], state.opt_state[name], of)
+    old, unravel = ravel_pytree(of)
+    grad, update = (ravel_pytree(tree)[0] for tree in (grads[name], update))
     new = old + update
     params[name] = unravel(new)
     if name in ema:
@@ -106,6 +161,5 @@ def skip_above(
 
 
 def init_optimizers(txs: dict, params: dict) -> dict:
-  """Optimizer states by network, of parameters as one vector (see `apply_updates`)."""
-  zeros = lambda p: jnp.zeros(sum(x.size for x in jax.tree.leaves(p)))
-  return {name: tx.init(zeros(params[name])) for name, tx in txs.items()}
+  """Optimizer states by network."""
+  return {name: tx.init(params[name]) for name, tx in txs.items()}
