@@ -18,6 +18,7 @@ from mmgen_jax.models.layers import init_params
 from mmgen_jax.models.multimodal import as_grid
 from mmgen_jax.optim import (
   apply_updates,
+  as_vector,
   ema_decay_at,
   init_optimizers,
   make_optimizer,
@@ -55,7 +56,7 @@ def _optimizers(config) -> dict:
   if "burn_in" not in config:
     return {name: make_optimizer(c) for name, c in both.items()}
   s, n = make_burn_in(config.burn_in), config.batch_size
-  return {name: scheduled_adam(c, *s[:2], n) for name, c in both.items()}
+  return {name: as_vector(scheduled_adam(c, *s[:2], n)) for name, c in both.items()}
 
 
 def _adaptive(config) -> bool:
