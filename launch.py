@@ -80,7 +80,7 @@ def parse(argv: list[str]) -> list[str]:
     logging.set_verbosity(logging.WARNING)  # orbax and JAX tell much at INFO
   if len(rest) > 1:
     raise ValueError(f"unexpected argument {rest[1]!r}; every option starts with --")
-  if FLAGS.workdir is None and not FLAGS.dry_run:
+  if FLAGS.workdir is None and (FLAGS.mode == "fuse" or not FLAGS.dry_run):
     raise ValueError("--workdir is missing: the folder for this run")
   return rest
 
@@ -139,9 +139,17 @@ def fuse() -> None:
   """Merges trained networks into a new workdir or file."""
   from mmgen_jax import fuse, process
 
-  process.check_folder(Path(FLAGS.workdir or ".").parent)
+  process.check_folder(Path(FLAGS.workdir).parent)
   options = fuse.parse_options(FLAGS.option)
   fuse.check_method(FLAGS.method, FLAGS.base, options)
+  if FLAGS.dry_run:
+    if not FLAGS.ingredients:
+      raise ValueError("--ingredients is missing: what to merge")
+    for source in [*FLAGS.ingredients, *([FLAGS.base] if FLAGS.base else [])]:
+      fuse.locate(source)
+    base = f", from {FLAGS.base}" if FLAGS.base else ""
+    print(f"{FLAGS.workdir}: {FLAGS.method} of {', '.join(FLAGS.ingredients)}{base}")
+    return
   if isinstance(options.get("score"), str):
     options["score"] = make_score(options["score"])
   record = fuse.fuse(
@@ -180,7 +188,7 @@ def compare() -> None:
     from mmgen_jax import trial
 
     if FLAGS.index == -1:
-      trial.prepare(trials, data_dir, say)
+      trial.prepare(trials, data_dir, say, workdir)
       return
     chosen = trials[FLAGS.index]
     trial.run(chosen, trials, workdir, data_dir, say=say)
@@ -197,12 +205,24 @@ def compare() -> None:
   print(report.compare.write(trials, workdir, FLAGS.budget_minutes))
 
 
+def _refuse_processes() -> None:
+  """Raises ValueError if a flag asks for several processes in a mode of one."""
+  for name in ("distributed", "coordinator", "num_processes", "process_id"):
+    value = FLAGS[name].value
+    if value is not None and value is not False:
+      why = "which is one process"
+      if FLAGS.mode == "compare":
+        why = "where every run is one process: to spread a sweep, use --index"
+      raise ValueError(f"--{name} does not go with --mode={FLAGS.mode}, {why}")
+
+
 def run() -> None:
   """Does what the flags say."""
   from mmgen_jax import process
 
   process.keep_memory()
   if FLAGS.mode in ("fuse", "compare"):
+    _refuse_processes()
     fuse() if FLAGS.mode == "fuse" else compare()
     return
   if FLAGS.distributed:

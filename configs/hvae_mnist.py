@@ -17,9 +17,9 @@ from configs import common
 
 def get_config(arg=None):
   config = common.defaults("hvae")
-  config.batch_size = 100
+  config.batch_size = 200
   config.updates_per_dispatch = config.log_steps = 50
-  config.ema_decay = 0.999
+  config.ema_decay = 0.998
   config.data.name = "images"
   config.data.options = {"tfds": "mnist", "size": 28}
   config.model = {
@@ -37,20 +37,21 @@ def get_config(arg=None):
   config.loss = {
     "binarise": True,
     "free_nats": 0.0,  # per group
-    "warmup_steps": 2000,  # of the KL's weight
+    "warmup_steps": 500,  # of the KL's weight
     "skip_norm": 1000.0,  # updates with a larger gradient are left out; 0: none is
   }
-  config.train_steps = 60_000
-  config.save_steps = config.sample_steps = 5000
+  config.train_steps = 11_500
+  config.save_steps = 1000
+  config.sample_steps = config.train_steps // 2
   config.optim = common.optim(
-    2e-3,
-    name="adamw",
+    5e-3,
+    name="muon",
     b2=0.99,
     weight_decay=0.01,
     clip_norm=200.0,
     warmup_steps=100,
     decay="cosine",
-    decay_steps=60_000,
+    decay_steps=config.train_steps,
     end_factor=0.01,
   )
   return common.variant(config, arg, smoke=smoke, grey=grey, free_bits=free_bits)

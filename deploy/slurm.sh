@@ -22,14 +22,14 @@ set -u
 : "${CONFIG:?set CONFIG=configs/...}" "${WORKDIR:?set WORKDIR to a shared folder}"
 PYTHON="${VENV:-.venv}/bin/python"
 
-# srun ends with the highest code of all tasks: 137 of those that it kills hides the 2, 70
-# or 74 of the one that knows, which would start again for ever. So that one leaves a file.
-# The trap keeps its shell waiting while a SIGTERM makes Python save.
+# srun ends with the highest code of all tasks: 137 of those that it kills hides the 1, 2,
+# 70 or 74 of the one that knows, which would start again for ever. So that one leaves a
+# file. The trap keeps its shell waiting while a SIGTERM makes Python save.
 final="mmgen-$SLURM_JOB_ID.final"
 rm -f "$final"
 task='trap : TERM INT; final=$1; shift
 "$@"; code=$?
-case $code in 2 | 70 | 74) echo $code >"$final" ;; esac
+case $code in 1 | 2 | 70 | 74) echo $code >"$final" ;; esac
 exit $code'
 
 # --kill-on-bad-exit: a lost process ends the step, so that it can start again as a whole.

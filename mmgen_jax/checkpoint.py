@@ -244,6 +244,7 @@ def restore_latest(directory, like, *, tidy: bool = True) -> tuple[Any, int] | N
   Raises:
     ValueError: if the newest sound step holds other leaves, shapes or dtypes than
       `like`; it lists them. Nothing is ever cast.
+    OSError, MemoryError: if a step could not be read, which proves no damage.
   """
   directory = local_directory(directory)
   if jax.process_count() == 1:
@@ -290,6 +291,7 @@ def read_arrays(
   try:
     tree = _checkpointer().restore(folder, args=args)
   except Exception as e:  # whatever orbax and tensorstore raise on odd content
+    manifest.refuse_to_judge(folder, e)
     return {}, manifest.Damage("content", f"{folder} cannot be read: {e}")
   arrays = {path: np.asarray(x) for path, x in manifest.leaves(tree).items()}
   for path, d in described.items():
@@ -344,10 +346,10 @@ def _restore_everywhere(directory: Path, like, tidy: bool):
       found = _restore_here(directory, like, tidy)
       header = {"step": found[1] if found else None}
     except Exception as e:  # the others wait for a word, whatever happened here
-      error, header = e, {"error": str(e)}
+      error, header = e, {"error": str(e), "config": isinstance(e, ValueError)}
   header = json.loads(_broadcast(json.dumps(header).encode()))
   if "error" in header:
-    raise error or ValueError(header["error"])
+    raise error or (ValueError if header["config"] else RuntimeError)(header["error"])
   if header["step"] is None:
     return None
   # Bytes, not numbers: the broadcast is a sum, which does not keep -0.0 and NaN.

@@ -223,7 +223,8 @@ def fuse(
 
   Args:
     sources: the ingredients.
-    output: a workdir that does not exist yet, or a file.
+    output: a workdir that does not exist yet, or a file. What a failed merge left of a
+      workdir does not count.
     method: one of METHODS.
     base: where a method adds task vectors, what they start from.
     **options: of the method, after those of the functions of `fusion.weight` and
@@ -244,7 +245,7 @@ def fuse(
   output = checkpoint.local_directory(output)
   if not sources:
     raise ValueError("nothing to merge: the list of ingredients is empty")
-  if output.exists() and (output.is_file() or any(output.iterdir())):
+  if output.exists() and not _is_left_over(output):
     raise ValueError(f"{output} exists; merge into a new workdir or file")
   first, *others = (load(source) for source in sources)
   # Only the first one's rest is needed.
@@ -272,6 +273,14 @@ def fuse(
   return record
 
 
+def _is_left_over(output: Path) -> bool:
+  """Whether this is a folder with nothing in it but the pieces of a failed merge."""
+  if output.is_file() or checkpoint.steps(output / "checkpoints"):
+    return False
+  pieces = rf"checkpoints|{re.escape(RECORD)}|.*\.json\.tmp\w+"
+  return all(re.fullmatch(pieces, piece.name) for piece in output.iterdir())
+
+
 def _entry(x: Ingredient) -> dict[str, Any]:
   fingerprint = (
     config_lib.fingerprint(config_lib.from_json(x.config)) if x.config else ""
@@ -289,9 +298,10 @@ def _write(output: Path, arrays: Arrays, first: Ingredient, record) -> None:
   if output.suffix == SUFFIX:
     safetensors.save(output, arrays, {"fusion": text})
     return
-  if first.config:
-    provenance.write_atomically(output / "config.json", first.config)
-  provenance.write_atomically(output / RECORD, text)
   state = {**first.rest, **arrays}
   metadata = {"fusion": record}
   checkpoint.save(output / "checkpoints", state, first.step or 0, metadata=metadata)
+  provenance.write_atomically(output / RECORD, text)
+  # Last: with it, a workdir without weights would be trained from random ones.
+  if first.config:
+    provenance.write_atomically(output / "config.json", first.config)

@@ -5,9 +5,11 @@ dtype and sha256 of every leaf of the state; and its own digest.
 """
 
 import datetime
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,8 +134,13 @@ def read(folder: Path) -> dict[str, Any]:
 
   Raises:
     ValueError: if it is not what was written.
+    OSError, MemoryError: if it could not be read.
   """
-  text = (folder / NAME).read_bytes()
+  try:
+    text = (folder / NAME).read_bytes()
+  except Exception as e:
+    refuse_to_judge(folder / NAME, e)
+    raise
   try:
     manifest = json.loads(text)
     sound = manifest.pop("sha256") == _sha256_of_json(manifest)
@@ -145,10 +152,14 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> Damage | None:
-  """What is wrong with a step's folder; None if every bit is as it was written."""
+  """What is wrong with a step's folder; None if every bit is as it was written.
+
+  Raises:
+    OSError, MemoryError: if it could not be read, which proves no damage.
+  """
   try:
     manifest = read(folder)
-  except (OSError, ValueError) as e:
+  except (FileNotFoundError, ValueError) as e:
     return Damage("manifest", str(e))
   if str(manifest["step"]) != folder.name:
     return Damage("name", f"{folder} holds step {manifest['step']}")
@@ -163,9 +174,26 @@ def verify(folder: Path) -> Damage | None:
         return Damage("bits", f"{path} differs from what was written (sha256)")
     except FileNotFoundError:
       return Damage("missing", f"{path} is missing")
-    except OSError as e:
-      return Damage("unreadable", f"{path} cannot be read: {e}")
+    except (OSError, MemoryError) as e:
+      refuse_to_judge(path, e)
   return None
+
+
+def refuse_to_judge(path: Path, error: Exception) -> None:
+  """Raises an error that proves no damage, with words; returns for any other.
+
+  A network file system or the memory may fail now and not the next time.
+  """
+  of_memory = isinstance(error, MemoryError)
+  of_system = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+  # tensorstore tells what the system said in the text of a ValueError.
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  if of_memory or of_system or (code and int(code[1]) != errno.ENOENT):
+    why = " ".join(str(error).split()) or type(error).__name__
+    raise (MemoryError if of_memory else OSError)(
+      f"{path} could not be read ({why}); that is no proof of damage, so it stays:"
+      " start again"
+    ) from error
 
 
 def check_same(manifest: Mapping[str, Any], like, folder: Path) -> None:

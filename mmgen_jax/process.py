@@ -6,13 +6,14 @@
 | 2 | bad input: config, data, shapes, files; one line says which | mend it |
 | 70 | non-finite loss; what is left is the last checkpoint | change the config |
 | 71 | another process of the run was lost | start again |
-| 74 | a checkpoint could not be written | make room, start again |
+| 74 | a checkpoint could not be written, or the disk is full | make room, start again |
 | 75 | SIGTERM or SIGINT; everything is saved | start again |
 | 130 | a second SIGINT; the last checkpoint is what there is | start again |
 
 "Start again" means the same command: a run goes on from its workdir.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -26,6 +27,9 @@ BAD_INPUT, NON_FINITE, PEER_LOST, SAVE_FAILED, STOPPED = 2, 70, 71, 74, 75
 INTERRUPTED = 130
 HEARTBEAT_SECS = 20  # a process that is silent for this long counts as dead
 SHUTDOWN_SECS = 24 * 3600
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# What XLA says of the program itself, whatever becomes of the other processes.
+OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 
 def join(
@@ -51,6 +55,8 @@ def join(
     raise ValueError("--coordinator, --num_processes and --process_id go together")
   # Of no effect but on CPU, where the processes of a test talk over loopback.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  # Its handler swallows a SIGTERM before the first step; the loop has its own.
+  jax.config.update("jax_enable_preemption_service", False)
   try:
     jax.distributed.initialize(
       coordinator,
@@ -162,8 +168,10 @@ def exit_code(error: BaseException) -> int:
     return NON_FINITE
   if isinstance(error, checkpoint.SaveError):
     return SAVE_FAILED
+  if isinstance(error, OSError) and error.errno in NO_ROOM:
+    return SAVE_FAILED
   if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
-    return PEER_LOST
+    return 1 if str(error).startswith(OWN_FAULTS) else PEER_LOST
   return 1
 
 

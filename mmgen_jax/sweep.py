@@ -157,6 +157,13 @@ def fail(workdir, trial: Trial, error: str, exit_code: int) -> None:
   write_atomically(path, json.dumps({"error": error, "exit_code": exit_code}))
 
 
+def forget_failures(trials: Sequence[Trial], workdir) -> None:
+  """Removes the errors of unfinished trials, which are to be tried again."""
+  for trial in trials:
+    if status(workdir, trial) == "failed":
+      (folder_of(workdir, trial) / ERROR).unlink(missing_ok=True)
+
+
 def check(trials: Sequence[Trial], workdir) -> None:
   """ValueError where a config does not fit, or is not that which a run started with."""
   for trial in trials:

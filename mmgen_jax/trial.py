@@ -29,6 +29,7 @@ from mmgen_jax.sweep import (
   Trial,
   fail,
   folder_of,
+  forget_failures,
   outcome,
   resolve,
   status,
@@ -37,8 +38,16 @@ from mmgen_jax.sweep import (
 POLL_SECS = 5.0  # between looks at a run that another process does
 
 
-def prepare(trials: Sequence[Trial], data_dir, say: Callable[[str], None]) -> None:
-  """Prepares data sets and trains judges, once, so that no two runs do."""
+def prepare(
+  trials: Sequence[Trial], data_dir, say: Callable[[str], None], workdir=None
+) -> None:
+  """Prepares data sets and trains judges, once, so that no two runs do.
+
+  With the sweep's `workdir`, what failed before is tried again: no run may take an old
+  error of one that it waits for as today's.
+  """
+  if workdir is not None:
+    forget_failures(trials, workdir)
   done = set()
   for trial in trials:
     config = resolve(trial, trials)
@@ -121,7 +130,7 @@ def _merge(trial: Trial, config, workdir, data_dir) -> None:
   """Fuses the ingredients' newest checkpoints into the trial's folder."""
   assert trial.fuse is not None
   folder = folder_of(workdir, trial)
-  if checkpoint.steps(folder / "checkpoints"):
+  if checkpoint.steps(folder / "checkpoints") and (folder / "config.json").exists():
     return
   shutil.rmtree(folder, ignore_errors=True)  # of a merge that was killed
   options = {k: v for k, v in trial.fuse.items() if k not in ("of", "method", "base")}

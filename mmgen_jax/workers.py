@@ -49,8 +49,7 @@ def run_all(
     raise ValueError(f"workers must be at least 1, got {workers}")
   waiting = [t for t in trials if sweep.status(workdir, t) != "finished"]
   say(f"{len(trials) - len(waiting)} of {len(trials)} runs are finished")
-  for t in waiting:  # what failed before is tried again
-    (sweep.folder_of(workdir, t) / sweep.ERROR).unlink(missing_ok=True)
+  sweep.forget_failures(waiting, workdir)
   if waiting:
     say("preparing data sets and judges")
     subprocess.run(list(command(-1)), stdin=subprocess.DEVNULL)

@@ -1,11 +1,13 @@
 """Checkpoints: bit-exact, verified before use, never lost to a kill or a full disk."""
 
+import errno
 import os
 import random
 import shutil
 import subprocess
 import sys
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +123,69 @@ def test_damage_in_any_file_is_caught_and_the_older_step_used(tmp_path, damage, 
     assert len(aside) == 1 and not (directory / "2").exists()
     assert victim.name in caplog.records[-1].getMessage()
     assert len(payload(aside[0])) == len(payload(pristine / "2")) - (damage is delete)
+
+
+@pytest.mark.parametrize(
+  ("error", "where"),
+  [
+    (OSError(errno.ESTALE, "Stale file handle"), "manifest"),
+    (OSError(errno.EIO, "Input/output error"), "file"),
+    (MemoryError(), "file"),
+    (OSError(errno.EIO, "Input/output error"), "orbax"),
+    (MemoryError(), "orbax"),
+    (ValueError("UNKNOWN: x [os_error_code='5']"), "orbax"),  # as tensorstore tells it
+  ],
+)
+def test_what_may_pass_is_no_damage(tmp_path, monkeypatch, error, where):
+  saved(tmp_path)
+
+  def fail(*args, **kwargs):
+    raise error
+
+  with monkeypatch.context() as patch:
+    if where == "manifest":
+      patch.setattr(type(tmp_path), "read_bytes", fail)
+    elif where == "file":
+      patch.setattr(manifest, "_sha256_of_file", fail)
+    else:
+      orbax = types.SimpleNamespace(restore=fail)
+      patch.setattr(checkpoint, "_checkpointer", lambda: orbax)
+    kind = MemoryError if isinstance(error, MemoryError) else OSError
+    with pytest.raises(kind, match=f"{tmp_path}/2.* start again"):
+      checkpoint.restore_latest(tmp_path, abstract(state()))
+  assert checkpoint.steps(tmp_path) == [1, 2]
+  assert checkpoint.restore_latest(tmp_path, abstract(state()))[1] == 2
+
+
+def test_content_that_orbax_cannot_parse_is_damage(tmp_path, monkeypatch):
+  saved(tmp_path)
+  for error in (ValueError("odd"), ValueError("x [os_error_code='2']"), KeyError("a")):
+
+    def fail(*args, error=error, **kwargs):
+      raise error
+
+    orbax = types.SimpleNamespace(restore=fail)
+    monkeypatch.setattr(checkpoint, "_checkpointer", lambda orbax=orbax: orbax)
+    like = abstract(state())
+    assert checkpoint.restore_latest(tmp_path, like, tidy=False) is None
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), OSError("x")])
+def test_the_others_are_told_what_kept_process_0_from_reading(monkeypatch, error):
+  def fail(*args):
+    raise error
+
+  sent = []
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(checkpoint, "_restore_here", fail)
+  monkeypatch.setattr(checkpoint, "_broadcast", lambda data: sent.append(data) or data)
+  with pytest.raises(type(error)):
+    checkpoint.restore_latest("/x", {})
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  monkeypatch.setattr(checkpoint, "_broadcast", lambda data: sent[0])
+  bad_input = isinstance(error, ValueError)
+  with pytest.raises(ValueError if bad_input else RuntimeError, match="x"):
+    checkpoint.restore_latest("/x", {})
 
 
 def test_nothing_sound_is_none(tmp_path):

@@ -70,7 +70,14 @@ def slurm(cwd: Path, python: str) -> subprocess.Popen:
 
 @pytest.mark.parametrize(
   ("codes", "code"),
-  [((2, 137), 2), ((137, 70), 70), ((74, 71), 74), ((71, 137), 0), ((0, 0), 0)],
+  [
+    ((1, 137), 1),
+    ((2, 137), 2),
+    ((137, 70), 70),
+    ((74, 71), 74),
+    ((71, 137), 0),
+    ((0, 0), 0),
+  ],
 )
 def test_slurm_starts_again_only_where_that_can_help(tmp_path, codes, code):
   of = f"codes=({codes[0]} {codes[1]}); exit ${{codes[TASK]}}"

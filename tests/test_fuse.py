@@ -189,6 +189,30 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(runs, tmp_path)
     fuse.fuse(runs, runs[0])
 
 
+def test_a_merge_that_failed_can_be_done_again(runs, tmp_path, monkeypatch):
+  out = tmp_path / "out"
+
+  def killed(*args):
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(manifest, "write", killed)
+    with pytest.raises(checkpoint.SaveError):
+      fuse.fuse(runs, out)
+  assert not (out / "config.json").exists()
+  (out / "checkpoints" / "10").mkdir(parents=True)  # as a kill leaves it
+  record = fuse.fuse(runs, out)
+  assert json.loads((out / "fusion.json").read_text()) == record
+  assert restored(out)[1] == 10
+  (out / "config.json").unlink()  # its weights are worth keeping
+  with pytest.raises(ValueError, match="exists; merge into a new"):
+    fuse.fuse(runs, out)
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine" / "notes.txt").touch()
+  with pytest.raises(ValueError, match="exists; merge into a new"):
+    fuse.fuse(runs, tmp_path / "mine")
+
+
 def test_weights_that_are_not_finite_are_refused(runs, tmp_path):
   bad = tmp_path / "bad.safetensors"
   arrays = merged_part(state(0)) | {"ema/net/out/b": np.float32([1, np.nan, 2])}

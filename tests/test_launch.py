@@ -1,5 +1,6 @@
 """The command line: one line for what a user can mend, exit codes, a dry run."""
 
+import errno
 import json
 import os
 import re
@@ -11,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-from mmgen_jax import checkpoint, loop, process, provenance
+from mmgen_jax import checkpoint, loop, process, provenance, safetensors
 from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
 from mmgen_jax.steps import recognition
@@ -49,6 +51,24 @@ def launch(*arguments, **env):
     ([SMOKE, "stray"], "unexpected argument 'stray'"),
     ([SMOKE], "--workdir is missing"),
     ([SMOKE, "--workdir={tmp}", "--num_processes=2"], "need --distributed"),
+    (
+      ["--mode=compare", "--workdir={tmp}", "--distributed"],
+      "--distributed does not go with --mode=compare, where every run is one process:"
+      " to spread a sweep, use --index",
+    ),
+    (
+      ["--mode=fuse", "--workdir={tmp}/x", "--process_id=0"],
+      "--process_id does not go with --mode=fuse, which is one process",
+    ),
+    (["--mode=fuse", "--ingredients={tmp}", "--dry_run"], "--workdir is missing"),
+    (
+      ["--mode=fuse", "--ingredients={tmp}/a", "--workdir={tmp}/x", "--dry_run"],
+      "no workdir or .safetensors file '{tmp}/a'",
+    ),
+    (
+      ["--mode=fuse", "--method=mean", "--workdir={tmp}/x", "--dry_run"],
+      "method must be one of",
+    ),
     (["--workdir={tmp}"], "--config is missing, and there is no {tmp}/config.json"),
     ([SMOKE, "--workdir=gs://b/x"], "'gs://b/x' is a URL"),
     ([SMOKE, "--workdir=/dev/null/x"], "/dev/null/x cannot be a folder: /dev/null is"),
@@ -89,6 +109,19 @@ def test_a_dry_run_prints_all_and_writes_nothing(tmp_path):
   assert re.search(r"^  vae: [\d,]{5,}$", done.stdout, re.M), done.stdout
   assert re.search(r"examples: \d[\d.,]* GFLOP$", done.stdout, re.M), done.stdout
   assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_of_a_merge_writes_nothing(tmp_path):
+  for name in ("a", "b"):
+    safetensors.save(tmp_path / f"{name}.safetensors", {"w": np.ones(3)}, {})
+  before, soup = sorted(tmp_path.iterdir()), tmp_path / "soup.safetensors"
+  sources = ",".join(map(str, before))
+  words = ["--mode=fuse", f"--ingredients={sources}", f"--workdir={soup}"]
+  done = launch(*words, "--dry_run")
+  assert done.returncode == 0, done.stderr
+  assert f"{soup}: average of {before[0]}, {before[1]}" in done.stdout
+  assert sorted(tmp_path.iterdir()) == before
+  assert launch(*words).returncode == 0 and soup.is_file()
 
 
 def test_overrides_alone_are_of_the_config_of_the_workdir(tmp_path):
@@ -159,6 +192,29 @@ def test_exit_codes():
   for code, error in errors.items():
     assert process.exit_code(error) == code
   assert process.one_line(ValueError("two\n  lines"), 2) == "two lines"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_is_told_wherever_it_shows(number):
+  assert process.exit_code(OSError(number, "x")) == process.SAVE_FAILED
+  assert process.exit_code(OSError(errno.EIO, "x")) == 1
+
+
+def test_only_what_others_can_cause_is_a_lost_process(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  code = lambda text: process.exit_code(jax.errors.JaxRuntimeError(text))
+  assert code("FAILED_PRECONDITION: connection closed by peer") == process.PEER_LOST
+  for fault in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED"):
+    assert code(f"{fault}: x") == 1
+
+
+def test_a_sigterm_is_left_to_the_loop(monkeypatch):
+  settings, seen = {}, {}
+  monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+  note = lambda *args, **kwargs: seen.update(settings)
+  monkeypatch.setattr(jax.distributed, "initialize", note)
+  process.join("localhost:1", 2, 0)
+  assert seen["jax_enable_preemption_service"] is False
 
 
 def test_a_bug_keeps_its_traceback(capsys):

@@ -217,6 +217,35 @@ def test_a_sweep_from_the_command_line(tmp_path, monkeypatch):
   assert (tmp_path / "compare.html").exists() and "compare.html" in done.stdout
 
 
+def test_what_failed_yesterday_is_forgotten_first(tmp_path, monkeypatch):
+  trials = [Trial("a", "c"), Trial("b", "c"), Trial("new", "c")]
+  for t in trials[:2]:
+    sweep.fail(tmp_path, t, "yesterday's", 1)
+  (sweep.folder_of(tmp_path, trials[1]) / sweep.RESULT).write_text("{}")
+
+  def stop(*args):
+    raise KeyError("data sets come later")
+
+  monkeypatch.setattr(trial, "resolve", stop)
+  with pytest.raises(KeyError):
+    trial.prepare(trials, tmp_path / "data", print, tmp_path)
+  now = [sweep.status(tmp_path, t) for t in trials]
+  assert now == ["started", "finished", "new"]
+
+
+def test_a_merge_killed_before_its_config_is_done_again(tmp_path, monkeypatch):
+  soup, merged = Trial("soup", fuse={"of": ["a-seed0"]}), []
+  folder = sweep.folder_of(tmp_path, soup)
+  monkeypatch.setattr(trial.checkpoint, "steps", lambda directory: [1])
+  monkeypatch.setattr(trial.fuse, "fuse", lambda *args, **kwargs: merged.append(args))
+  trial._merge(soup, None, tmp_path, None)
+  assert len(merged) == 1
+  folder.mkdir(parents=True)
+  (folder / "config.json").touch()
+  trial._merge(soup, None, tmp_path, None)
+  assert len(merged) == 1
+
+
 def test_the_study_of_sprites(tmp_path):
   study = str(ROOT / "configs/study_fusion.py")
   for more in ("", ",long"):
