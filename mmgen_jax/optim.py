@@ -64,6 +64,7 @@ def as_vector(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     return tx.init(jnp.zeros(sum(x.size for x in jax.tree.leaves(params))))
 
   def update(updates, state, params=None):
+    vector: Any
     vector, unravel = ravel_pytree(updates)
     of = None if params is None else ravel_pytree(params)[0]
     vector, state = tx.update(vector, state, of)
