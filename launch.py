@@ -188,7 +188,8 @@ def compare() -> None:
     from mmgen_jax import trial
 
     if FLAGS.index == -1:
-      trial.prepare(trials, data_dir, say, workdir)
+      sweep.forget_failures(trials, workdir)  # before any run that waits for another
+      trial.prepare(trials, data_dir, say)
       return
     chosen = trials[FLAGS.index]
     trial.run(chosen, trials, workdir, data_dir, say=say)

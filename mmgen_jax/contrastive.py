@@ -51,7 +51,7 @@ def make_pairs(
   rows: Rows,
   columns: Rows,
   has: tuple[Bool[Array, "b"], Bool[Array, "b"]],
-  same: Int[Array, "b"] | None,
+  same: Int[Array, "b"] | Int[Array, "b n"] | None,
   scale: Array | float,
   bias: Array | float = 0.0,
   axis: str | None = None,
@@ -62,16 +62,20 @@ def make_pairs(
     rows: this device's embeddings of the first modality, of length one.
     columns: of the second.
     has: which examples have the first, and the second.
-    same: a number per example; equal numbers mean the same thing (a caption that two
-      pictures share). None: only an example itself does.
+    same: numbers of each example; all equal mean the same thing (a caption that two
+      pictures share). None, or a number below 0 (unknown): only an example itself does.
     scale: exp of the learned temperature's negative logarithm.
     bias: of the logits.
     axis: of the devices that share the batch, if any.
   """
   n = len(rows)
   logits = scale * rows @ gather(columns, axis).T + bias
-  ids = _place(n, axis) if same is None else same
-  positive = ids[:, None] == gather(ids, axis)[None]
+  place = _place(n, axis)
+  positive = place[:, None] == gather(place, axis)[None]
+  if same is not None:
+    ids = same.reshape(n, -1)
+    equal = (ids[:, None] == gather(ids, axis)[None]).all(-1)
+    positive |= equal & (ids >= 0).all(-1)[:, None]
   there = has[0][:, None] & gather(has[1], axis)[None]
   positive &= there
   counts = gather(positive.any(1), axis)

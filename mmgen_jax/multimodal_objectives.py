@@ -170,7 +170,8 @@ def jensen_shannon(
   The divergence of mmJSD, with the geometric mean f of the experts and p = N(0, I) as
   its dynamic prior: Sutter, Daunhawer and Vogt, "Multimodal Generative Learning
   Utilizing Jensen-Shannon-Divergence", 2020, eqs. 6 and 10,
-  https://arxiv.org/abs/2006.08242. The bound is the reconstruction less this.
+  https://arxiv.org/abs/2006.08242. The objective is the reconstruction less this: no
+  bound on log p(x) with N(0, I) as the prior, whose divergence may be larger.
   """
   keep = present[..., None]
   means, logvars = (jnp.where(keep, x, 0.0) for x in (means, logvars))

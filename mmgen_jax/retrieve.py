@@ -47,11 +47,12 @@ def make_embed(config, modalities) -> Callable[..., dict[str, np.ndarray]]:
 
 
 def _number(labels: Mapping[str, np.ndarray], names) -> np.ndarray | None:
-  """One integer per example, equal where all of the labels are."""
+  """One integer per example, equal where all of the labels are, and known (not -1)."""
   if not names:
     return None
   rows = np.stack([labels[name] for name in names], axis=1)
-  return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
+  number = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
+  return np.where((rows < 0).any(1), len(rows) + np.arange(len(rows)), number)
 
 
 def direction_entries(

@@ -29,7 +29,6 @@ from mmgen_jax.sweep import (
   Trial,
   fail,
   folder_of,
-  forget_failures,
   outcome,
   resolve,
   status,
@@ -38,16 +37,8 @@ from mmgen_jax.sweep import (
 POLL_SECS = 5.0  # between looks at a run that another process does
 
 
-def prepare(
-  trials: Sequence[Trial], data_dir, say: Callable[[str], None], workdir=None
-) -> None:
-  """Prepares data sets and trains judges, once, so that no two runs do.
-
-  With the sweep's `workdir`, what failed before is tried again: no run may take an old
-  error of one that it waits for as today's.
-  """
-  if workdir is not None:
-    forget_failures(trials, workdir)
+def prepare(trials: Sequence[Trial], data_dir, say: Callable[[str], None]) -> None:
+  """Prepares data sets and trains judges, once, so that no two runs do."""
   done = set()
   for trial in trials:
     config = resolve(trial, trials)

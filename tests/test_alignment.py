@@ -20,6 +20,7 @@ A, B = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (A, B))
 ALL = np.ones(8, bool)
 HAS = (np.arange(8) != 2, np.arange(8) < 6)
 SAME = np.array([0, 1, 0, 2, 3, 3, 4, 0])
+SOME_UNKNOWN = np.array([0, -1, 0, 2, -1, -1, 4, 0])
 SCALE, BIAS = 3.0, -1.5
 
 
@@ -29,6 +30,7 @@ def by_hand(name, has, same):
   logit = SCALE * A @ B.T
   total, count = {"rows": 0.0, "columns": 0.0, "pairs": 0.0}, {"rows": 0, "columns": 0}
   ids = np.arange(8) if same is None else same
+  ids = np.where(ids < 0, 100 + np.arange(8), ids)  # unknown: like no other
   for way, x in (("rows", logit), ("columns", logit.T)):
     first, second = has if way == "rows" else has[::-1]
     for i in rows:
@@ -49,7 +51,9 @@ def by_hand(name, has, same):
   return total["pairs"] / count["rows"]
 
 
-@pytest.mark.parametrize("same", [None, SAME], ids=["own", "several"])
+@pytest.mark.parametrize(
+  "same", [None, SAME, SOME_UNKNOWN], ids=["own", "several", "some unknown"]
+)
 @pytest.mark.parametrize("has", [(ALL, ALL), HAS], ids=["all", "some"])
 @pytest.mark.parametrize("name", ["infonce", "siglip"])
 def test_losses_are_those_by_hand_on_one_device_and_on_four(name, has, same):
@@ -183,6 +187,18 @@ def test_measured_entries_leave_out_what_is_missing():
   want = np.median(retrieval.expected_rank(scores, same))
   assert find("median_rank_label", "image", "sound")["value"] == want
   assert find("recall_at_1", "word", "image")["samples"] == n
+
+
+def test_examples_mean_the_same_only_where_all_labels_are_known_and_equal():
+  labels = {"a": np.array([0, 1, 1, 2, 2]), "b": np.array([1000, 0, 0, -1, -1])}
+  same = alignment.meaning(jax.tree.map(jnp.asarray, labels), ("a", "b"))
+  want = np.eye(5, dtype=bool)
+  want[1, 2] = want[2, 1] = True
+  has = (jnp.ones(5, bool),) * 2
+  pairs = contrastive.make_pairs(jnp.eye(5), jnp.eye(5), has, same, 1.0)
+  np.testing.assert_array_equal(pairs.positive, want)
+  number = retrieve._number(labels, ("a", "b"))
+  np.testing.assert_array_equal(number[:, None] == number, want)
 
 
 def test_what_does_not_fit_is_refused_by_name():

@@ -126,6 +126,18 @@ def test_fields_that_no_term_has_are_refused():
     gan_losses.make_losses(config, modalities)
 
 
+@pytest.mark.parametrize(
+  "loss", [{"gan": "relativistic_average"}, {"contrastive": 1.0}]
+)
+def test_what_is_over_the_batch_takes_no_microbatches(loss):
+  config, modalities, _ = tiny("gan", accumulate=2)
+  config.loss = common.gan_loss()
+  assert gan_losses.make_losses(config, modalities)
+  config.loss.update(loss)
+  with pytest.raises(ValueError, match="accumulate must be 1, got 2"):
+    gan_losses.make_losses(config, modalities)
+
+
 def test_off_is_off():
   config = ConfigDict({"model": {"modality": "image"}, "loss": common.gan_loss()})
   assert gan_losses.make_consistency(config, MODALITIES)() == {}

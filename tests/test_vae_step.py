@@ -229,6 +229,7 @@ def test_what_does_not_fit_is_refused():
   for loss in ({"beta": 4.0}, {"warmup_steps": 9}):
     refused("they must be 1 and 0", "iwae", loss=loss)
   refused("with 'dreg' it must be 0, got 1", "dreg", loss={"backward_samples": 1})
+  refused("start at step 0, got 100", "elbo", optim={"stages": ((100, 0.1),)})
   binary = {"binarise": True}
   refused("'image' has 'gaussian'", "elbo", {"likelihood": "gaussian"}, loss=binary)
   refused("prior_components = 3 is of", "elbo", {"prior_components": 3})

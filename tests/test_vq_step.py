@@ -139,6 +139,9 @@ def test_what_does_not_fit_is_refused():
   config.accumulate = 2
   with pytest.raises(ValueError, match="accumulate must be 1, got 2"):
     vq.make_train_step(config, modalities)
+  config, modalities, _ = case(perceptual_weight=3.0)
+  with pytest.raises(ValueError, match=r"perceptual_weight = 3.0 needs a distance"):
+    vq.make_train_step(config, modalities)
   config.model.modality = "word"
   with pytest.raises(ValueError, match="'word' is text"):
     vq.build(config, modalities)

@@ -137,7 +137,7 @@ def mixture_of_posteriors(
 ) -> tuple[Gaussian, Int[Array, "b"]]:
   """One component of (1 / n) sum_k q_k(z), and whose it is; N(0, I) where n = 0.
 
-  Shi et al., "Variational Mixture-of-Experts Autoencoders", 2019, eq. 4,
+  Shi et al., "Variational Mixture-of-Experts Autoencoders", 2019, section 3,
   https://arxiv.org/abs/1911.03393.
   """
   mask = jnp.ones(means.shape[:2], bool) if mask is None else mask

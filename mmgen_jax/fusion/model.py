@@ -72,7 +72,9 @@ def products(
   """`product_of_experts` of many subsets of one example's experts, in one einsum."""
   everything = precisions(means, logvars, given.any(0))
   chosen = given.astype(jnp.float32)
-  precision, weighted = (jnp.einsum("smb,mbz->sbz", chosen, x) for x in everything)
+  precision, weighted = (
+    jnp.einsum("smb,mbz->sbz", chosen, x, precision="highest") for x in everything
+  )
   return _normalised(precision + prior_precision, weighted)
 
 

@@ -82,7 +82,7 @@ def _only(x: Float[Array, "m b z"], mask: Bool[Array, "m b"]) -> Float[Array, "m
 def mixture(density: Density = NORMAL) -> Posterior:
   """The mixture of the experts with equal weights: Shi et al., 2019.
 
-  https://arxiv.org/abs/1911.03393, eq. 2.
+  https://arxiv.org/abs/1911.03393, section 3.
   """
 
   def sample(keys, means, logvars, mask):

@@ -7,11 +7,12 @@ Curve = Float[np.ndarray, " s"]
 
 
 def relative_robustness(accuracy: Curve) -> float:
-  """The area under accuracy over damage, strengths evenly spaced from 0 (none) to 1.
+  """The area under accuracy over levels of damage, none first, each step as wide.
 
-  By the trapezoid rule. Liang et al., "MultiBench", 2021, appendix D,
-  https://arxiv.org/abs/2107.07502; there then scaled between the best and the worst of
-  all methods, which would make one method's value depend on the others.
+  By the trapezoid rule, over levels as they are numbered, not over their strengths.
+  Liang et al., "MultiBench", 2021, appendix D, https://arxiv.org/abs/2107.07502;
+  there then scaled between the best and the worst of all methods, which would make one
+  method's value depend on the others.
   """
   accuracy = np.asarray(accuracy, float)
   return float(((accuracy[1:] + accuracy[:-1]) / 2).mean())

@@ -10,6 +10,7 @@ https://arxiv.org/abs/0712.4273) keeps a mixture close to it, where gradients le
 components unused.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.struct
@@ -132,9 +133,13 @@ def rate(step: Int[Array, ""], most: float) -> Float[Array, ""]:
 
 
 def expectation(p: Mixture, z: Float[Array, "b z"]) -> Mixture:
-  """The E step: means over a batch of r, r z and r z^2."""
+  """The E step: means over a batch of r, r z and r z^2.
+
+  In float32 on accelerators too: a variance is the difference of two of them.
+  """
   r = jax.nn.softmax(_joint(p, z), axis=-1) / len(z)
-  return Mixture(r.sum(0), r.T @ z, r.T @ z**2)
+  of = partial(jnp.matmul, r.T, precision="highest")
+  return Mixture(r.sum(0), of(z), of(z**2))
 
 
 def maximisation(

@@ -45,18 +45,15 @@ def init(key: Array, config, modalities: Modalities) -> State:
   return new_state(params, opt_state, jax.tree.map(jnp.copy, params))
 
 
-def meaning(labels: Mapping[str, Array], names) -> Int[Array, "b"] | None:
-  """A number per example, equal where all labels in `names` are; None for no names.
+def meaning(labels: Mapping[str, Array], names) -> Int[Array, "b n"] | None:
+  """The labels in `names` of each example, for `make_pairs`; None for no names.
 
   Raises:
     ValueError: if there is no such label.
   """
   if unknown := sorted(set(names) - set(labels)):
     raise ValueError(f"loss.same names {unknown[0]!r}; labels are {sorted(labels)}")
-  number = None
-  for name in names:
-    number = labels[name] if number is None else number * 1000 + labels[name]
-  return number
+  return jnp.stack([labels[name] for name in names], -1) if names else None
 
 
 def _clip_scale(networks: dict) -> dict:

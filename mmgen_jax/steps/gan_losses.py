@@ -180,9 +180,16 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   Metrics that begin with "stat/" are for the state, not for the log.
 
   Raises:
-    ValueError: for a field of `config.loss` that is none of these.
+    ValueError: for a field of `config.loss` that is none of these; for a loss over the
+      whole batch with microbatches.
   """
   check_fields(config.loss)
+  average = config.loss.gan == "relativistic_average"
+  if config.accumulate != 1 and (average or config.loss.get("contrastive", 0.0)):
+    raise ValueError(
+      "loss.gan 'relativistic_average' and loss.contrastive are over the whole batch:"
+      f" accumulate must be 1, got {config.accumulate}"
+    )
   net, augment = networks(config, modalities), make_augment(config, modalities)
   consistency, slopes = make_consistency(config, modalities), make_slopes(config)
   name, loss = config.model.modality, config.loss

@@ -62,11 +62,17 @@ def build(config, modalities: Modalities) -> MultimodalVAE | MLPVAE:
 
 
 def _optimizer(config) -> optax.GradientTransformation:
-  """`config.optim.stages` multiply its rate: ((first step, factor), ...)."""
+  """`config.optim.stages` multiply its rate: ((first step, factor), ...), from step 0.
+
+  Raises:
+    ValueError: if the first stage starts later.
+  """
   tx = make_optimizer(config)
   if not (stages := config.get("stages", ())):
     return tx
   starts, factors = zip(*stages, strict=True)
+  if starts[0]:
+    raise ValueError(f"optim.stages must start at step 0, got {starts[0]}")
   constant = [optax.constant_schedule(factor) for factor in factors]
   factor = optax.join_schedules(constant, starts[1:])
   return optax.chain(tx, optax.scale_by_schedule(factor))

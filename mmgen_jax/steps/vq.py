@@ -174,7 +174,16 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   """`train_step(state, batch, key, *, axis=None) -> (state, metrics)`.
 
   As `make_step`, without a perceptual distance.
+
+  Raises:
+    ValueError: if there is a weight for one.
   """
+  if weight := config.loss.get("perceptual_weight", 0.0):
+    raise ValueError(
+      f"loss.perceptual_weight = {weight} needs a distance, which no config can name:"
+      " give it to mmgen_jax.steps.vq.make_step (for one, that of"
+      " mmgen_jax.metrics.pretrained.make_feature_distance)"
+    )
   return make_step(config, modalities)
 
 
