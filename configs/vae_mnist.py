@@ -10,10 +10,11 @@ epsilon 1e-4, eight stages of 3^i epochs at a rate of 1e-3 10^(-i / 7).
 
 Variants: `:vae` (the default; one sample), `:iwae5` (40 minutes on one CPU core, NLL
 85.1), `:iwae50` and `:dreg50` (not run to their ends so); `:short` for 250 epochs, some
-minutes for the VAE, `:hour` for 1,592, an hour for the VAE (NLL 86.7); `:published`, after the others, for the schedule of the paper; `:continued` from the
-networks of another run. `--config.loss.backward_samples=5` of 50 samples makes 1.7 times
-as many updates in the same time. Other objectives on the same network, with no published
-number to meet: `:beta4`, `:capacity`, `:free_bits`, `:tc`, `:factor`, `:vamp`, `:flow` (a
+minutes for the VAE, `:hour` for 1,592, an hour for the VAE (NLL 86.7); `:published`,
+after the others, for the schedule of the paper; `:continued` from the networks of
+another run. `--config.loss.backward_samples=5` of 50 samples makes 1.7 times as many
+updates in the same time. Other objectives on the same network, with no published number
+to meet: `:beta4`, `:capacity`, `:free_bits`, `:tc`, `:factor`, `:vamp`, `:flow` (a
 coupling flow as the prior), `:sigma` (grey values, not binarised); `:conv` for residual
 convolutions on 32 x 32. Several go together, as in `:conv,vamp`.
 
