@@ -44,7 +44,8 @@ def get_config(arg=None):
     "codebook_decay": 0.99,
     "dead_below": 0.05,  # of the mean share of a code
     "gan_weight": 0.0,
-    "perceptual_weight": 0.0,  # of a distance given to `steps.vq.make_step`
+    "perceptual": "efficientnet_lite0",  # whose features tell images apart
+    "perceptual_weight": 0.0,  # of that distance, in nats
   }
   config.optim = common.optim(
     2e-3, b2=0.99, warmup_steps=50, decay="cosine", decay_steps=3000

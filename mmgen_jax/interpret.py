@@ -28,6 +28,7 @@ class Interpretation(NamedTuple):
     tiles: stored pictures: one example's mean, with one latent set.
     factors: what the examples are known to differ in; may be empty.
     information: I(z_j; factor) / H(factor), from posterior means in 20 bins.
+    imputed: stored pictures, see `imputation.halves`; or None.
   """
 
   kl: Float[np.ndarray, " z"]
@@ -36,6 +37,7 @@ class Interpretation(NamedTuple):
   tiles: np.ndarray
   factors: tuple[str, ...]
   information: Float[np.ndarray, "z f"]
+  imputed: np.ndarray | None = None
 
 
 def traversals(
@@ -110,6 +112,7 @@ def save(path: Path, x: Interpretation) -> None:
   """Writes npz, without pickle."""
   path.parent.mkdir(parents=True, exist_ok=True)
   arrays: dict[str, Any] = x._asdict() | {"factors": np.array(json.dumps(x.factors))}
+  arrays = {name: value for name, value in arrays.items() if value is not None}
   with open(path.with_suffix(".tmp"), "wb") as file:
     np.savez_compressed(file, **arrays)
   path.with_suffix(".tmp").replace(path)
@@ -118,6 +121,6 @@ def save(path: Path, x: Interpretation) -> None:
 def load(path: Path) -> Interpretation:
   """What `save` wrote."""
   with np.load(path, allow_pickle=False) as kept:
-    fields = {name: np.asarray(kept[name]) for name in Interpretation._fields}
+    fields = {name: np.asarray(kept[name]) for name in kept.files}
   names = tuple(json.loads(str(fields.pop("factors"))))
   return Interpretation(factors=names, **fields)

@@ -2,9 +2,9 @@
 
 For VAEs of one modality with a Gaussian posterior: how many latents are used; where
 there are labels, what a linear probe and neighbours read from them; how well the ELBO
-tells pictures from the same turned by a quarter; on the data set `factors`, whose every
-picture can be drawn, the disentanglement scores. `config.eval.latents` says how many
-examples each takes; without it nothing is measured.
+tells pictures from the same turned by a quarter; how well a hidden half is imputed; on
+the data set `factors`, whose every picture can be drawn, the disentanglement scores.
+`config.eval.latents` says how many examples each takes; without it nothing is measured.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from mmgen_jax import interpret, representation
+from mmgen_jax import imputation, interpret, representation
 from mmgen_jax.data import factors
 from mmgen_jax.data.examples import Examples
 from mmgen_jax.data.modality import to_model
@@ -202,7 +202,10 @@ def measure(
   if held_out.modalities[name].kind == "image":
     decode = partial(decode, params)
     shown = interpret.interpret(decode, codes.mean, codes.logvar, test_labels)
-    interpret.save(path, shown)
+    pair = train.columns[name].take(rows), stored[: imputation.EXAMPLES]
+    entries, tiles = imputation.halves(config, params, held_out.modalities, *pair)
+    interpret.save(path, shown._replace(imputed=tiles))
+    out += entries
   if held_out.name == "factors":
     represent = make_represent(encode, params)
     how = {"examples": asked.examples, "votes": asked.votes, "seed": config.seed}

@@ -5,6 +5,7 @@ on the host; what needs a model takes its functions.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from mmgen_jax.likelihoods import Likelihood
 from mmgen_jax.losses import gaussian_log_prob
 from mmgen_jax.metrics.shared_factor import logistic_regression
 
+standard_normal = partial(gaussian_log_prob, mean=0.0, logvar=0.0)
 Codes = Float[np.ndarray, "n z"]
 Labels = Int[np.ndarray, " n"]
 
@@ -116,6 +118,7 @@ def impute(
   encode: Callable[[Array], tuple[Array, Array]],
   decode: Callable[[Array], Array],
   likelihood: Likelihood,
+  log_prior: Callable[[Array], Array] = standard_normal,
   samples: int = 64,
   sweeps: int = 10,
 ) -> Imputed:
@@ -136,6 +139,7 @@ def impute(
     encode: x -> mean and log variance of q(z | x) [b z].
     decode: z [n z] -> the likelihood's parameters [n ... outputs].
     likelihood: of values that are independent given z.
+    log_prior: z [samples b z] -> log p(z) [samples b]; by default of N(0, I).
     samples: of z in each sweep.
     sweeps: how many times q looks at what was filled in.
   """
@@ -154,8 +158,7 @@ def impute(
     out = decode(z.reshape(samples * b, -1))
     modes = likelihood.mode(out).reshape(samples, *x.shape)
     log_px = jax.vmap(log_seen)(out.reshape(samples, b, *out.shape[1:]))
-    log_ratio = gaussian_log_prob(z, 0.0, 0.0) - gaussian_log_prob(z, mean, logvar)
-    log_w = log_px + log_ratio
+    log_w = log_px + log_prior(z) - gaussian_log_prob(z, mean, logvar)
     chosen = jax.random.categorical(pick, log_w, axis=0)
     sample = jnp.where(seen, x, modes[chosen, jnp.arange(b)])
     weights = jax.nn.softmax(log_w, axis=0)

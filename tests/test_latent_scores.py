@@ -11,6 +11,7 @@ from tiny_models import tiny
 from mmgen_jax import generate, interpret, latent_scores, report
 from mmgen_jax.data import factors, modality
 from mmgen_jax.data.examples import Column, Examples
+from mmgen_jax.losses import gaussian_log_prob
 from mmgen_jax.models import latents
 from mmgen_jax.report.latents import latents as section
 from mmgen_jax.steps import vae
@@ -36,7 +37,7 @@ def trained():
     columns = {"image": Column(ink)}
     return Examples("pictures", split, OF, labels, names, columns, split)
 
-  return config, params, some("train", 120), some("test", 90)
+  return config, params, some("train", 2000), some("test", 90)
 
 
 def test_what_is_measured_is_read_from_the_codes(trained, tmp_path):
@@ -57,7 +58,13 @@ def test_what_is_measured_is_read_from_the_codes(trained, tmp_path):
   entries = [e | {"interval": None} for e in found]
   run = report.Run("x", {}, {}, [], entries, [], None, shown)
   page = section(run)
-  assert page.count("<img") == shown.tiles.shape[0] * shown.tiles.shape[1]
+  assert shown.imputed.shape == (8, 4, 8, 8, 1)
+  whole, seen, mean, sample = np.moveaxis(shown.imputed, 1, 0)
+  for half in (seen, mean, sample):
+    np.testing.assert_array_equal(half[:, :4], whole[:, :4])
+  assert (seen[:, 4:] == 128).all() and not np.array_equal(mean, sample)
+  tiles = shown.tiles.shape[0] * shown.tiles.shape[1] + 8 * 4
+  assert page.count("<img") == tiles and "mean imputed" in page
   assert "linear probe" in page and "anomaly auroc" in page
 
 
@@ -146,9 +153,9 @@ def test_disentanglement_entries_tell_factors_from_mixtures():
   assert rotated["factor_vae_score"] < 1.0 and perfect["mig"] > 0.5
 
 
-@pytest.mark.parametrize("name", ["vamp", "mixture"])
+@pytest.mark.parametrize("name", ["vamp", "mixture", "flow"])
 def test_a_fitted_sampler_takes_the_priors_place(trained, name):
-  config, params, train, _ = trained
+  config, params, train, held_out = trained
   config = config.copy_and_resolve_references()
   config.eval.update(sampler=name, sampler_components=3)
   fitted = latent_scores.fit_sampler(config, params, train)
@@ -162,8 +169,15 @@ def test_a_fitted_sampler_takes_the_priors_place(trained, name):
   assert set(fitted) == {*params, "sampler"}
   p = fitted["sampler"]
   z = latents.sample(p, jax.random.split(jax.random.key(1), 4000))
-  weights = np.exp(p["logits"]) / np.exp(p["logits"]).sum()
-  np.testing.assert_allclose(z.mean(0), weights @ p["means"], atol=0.15)
+  if name != "flow":
+    weights = np.exp(p["logits"]) / np.exp(p["logits"]).sum()
+    np.testing.assert_allclose(z.mean(0), weights @ p["means"], atol=0.15)
+  stored = held_out.columns["image"].take(np.arange(len(held_out)))
+  codes = latent_scores.make_encode(config, OF)(params, stored)
+  noise = np.random.default_rng(0).normal(size=(50, *codes.mean.shape))
+  new = codes.mean + np.exp(0.5 * codes.logvar) * noise
+  gain = latents.log_prob(p, new).mean() - gaussian_log_prob(new, 0.0, 0.0).mean()
+  assert gain > 0.1
   assert not np.allclose(make(fitted), make(params))
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from mmgen_jax import representation as R
 from mmgen_jax.likelihoods import gaussian
+from mmgen_jax.losses import gaussian_log_prob
 
 RNG = np.random.default_rng(0)
 
@@ -55,10 +56,12 @@ def test_interpolation_ends_where_it_should_and_keeps_its_norm():
   np.testing.assert_allclose(steps, np.broadcast_to(steps[0], steps.shape), atol=1e-4)
 
 
-def test_imputation_is_the_gaussian_conditional_whatever_q_is():
-  w, scale = RNG.normal(size=(2, 6)).astype(np.float32), 0.5
-  x = RNG.normal(size=(3, 2)).astype(np.float32) @ w
-  x += (scale * RNG.normal(size=x.shape)).astype(np.float32)
+@pytest.mark.parametrize("prior", [0.0, 0.8])
+def test_imputation_is_the_gaussian_conditional_whatever_q_is(prior):
+  rng = np.random.default_rng(0)
+  w, scale = rng.normal(size=(2, 6)).astype(np.float32), 0.5
+  x = rng.normal(size=(3, 2)).astype(np.float32) @ w
+  x += (scale * rng.normal(size=x.shape)).astype(np.float32)
   seen = np.array([[1, 1, 1, 0, 0, 1], [1, 0, 1, 0, 1, 0], [0, 1, 1, 1, 1, 1]], bool)
   encode = lambda x: (0.1 * x[:, :2], jnp.full((3, 2), 0.3))  # wrong, but broad
   got = jax.jit(
@@ -69,13 +72,14 @@ def test_imputation_is_the_gaussian_conditional_whatever_q_is():
       encode=encode,
       decode=lambda z: (z @ w)[..., None],
       likelihood=gaussian(scale=scale),
+      log_prior=lambda z: gaussian_log_prob(z, prior, 0.0),
       samples=100_000,
       sweeps=2,
     )
   )(jax.random.key(0), np.where(seen, x, 1e9))
   for i, s in enumerate(seen):
     precision = np.eye(2) + w[:, s] @ w[:, s].T / scale**2
-    z = np.linalg.solve(precision, w[:, s] @ x[i, s] / scale**2)
+    z = np.linalg.solve(precision, w[:, s] @ x[i, s] / scale**2 + prior)
     np.testing.assert_allclose(got.mean[i], np.where(s, x[i], z @ w), atol=0.03)
     np.testing.assert_array_equal(got.sample[i, s], x[i, s])
   assert (got.effective > 100).all() and (got.effective < 100_000).all()

@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_pretrained import needs_weights
 from tiny_models import tiny
 
+from mmgen_jax.data.modality import image
+from mmgen_jax.metrics import pretrained
 from mmgen_jax.models.layers import apply
 from mmgen_jax.steps import vq
 
@@ -131,6 +134,29 @@ def test_a_perceptual_distance_is_any_function_of_two_images():
   assert added > 0
 
 
+@needs_weights
+def test_a_config_names_the_network_of_the_perceptual_distance():
+  config, modalities, batch = case(
+    perceptual="efficientnet_lite0", perceptual_weight=2.0
+  )
+  modalities = {**modalities, "image": image(32, 32, 1)}
+  x = jax.random.uniform(KEY, (len(batch["image"]), 32, 32, 1), minval=-1.0)
+  batch = {**batch, "image": x}
+  state = vq.init(KEY, config, modalities)
+  step = jax.jit(vq.make_train_step(config, modalities))
+  _, metrics = step(state, batch, KEY)
+  given = jnp.array([name == "image" for name in sorted(modalities)])
+  made = vq.make_generate(config, modalities)(state.params, batch, given, KEY)["image"]
+  distance = pretrained.make_feature_distance(pretrained.efficientnet_lite0())
+  want = jnp.where(batch["mask"]["image"], distance(x, made), 0.0).mean()
+  np.testing.assert_allclose(metrics["vq/perceptual"], want, rtol=1e-3)
+  rest = metrics["vq/commitment"] * config.loss.commitment - metrics["vq/logp"]
+  np.testing.assert_allclose(metrics["vq/loss"] - rest, 2.0 * want, rtol=1e-2)
+  config.loss.perceptual = "nonsense"
+  with pytest.raises(ValueError, match="no extractor 'nonsense'"):
+    vq.make_train_step(config, modalities)
+
+
 def test_what_does_not_fit_is_refused():
   config, modalities, _ = case((5, 2))
   with pytest.raises(ValueError, match=r"at least 3 each, got \(5, 2\)"):
@@ -140,7 +166,7 @@ def test_what_does_not_fit_is_refused():
   with pytest.raises(ValueError, match="accumulate must be 1, got 2"):
     vq.make_train_step(config, modalities)
   config, modalities, _ = case(perceptual_weight=3.0)
-  with pytest.raises(ValueError, match=r"perceptual_weight = 3.0 needs a distance"):
+  with pytest.raises(ValueError, match=r"32 x 32 or more; image is image \(8, 8, 3\)"):
     vq.make_train_step(config, modalities)
   config.model.modality = "word"
   with pytest.raises(ValueError, match="'word' is text"):

@@ -16,6 +16,7 @@ def latents(run: Run) -> str:
     "latents",
     "Latents",
     _traversals(run),
+    _imputed(run),
     _scores(scores),
     lead="One latent at a time, from -2 to 2, the others as the encoder has them for one"
     " held-out example. Those of most information (KL, mean over examples) first.",
@@ -47,11 +48,29 @@ def _traversals(run: Run) -> str:
   )
 
 
+def _imputed(run: Run) -> str:
+  x = run.interpretation
+  if x is None or x.imputed is None:
+    return ""
+  what = ("whole", "what was seen", "mean imputed", "one sample imputed")
+  pairs = [zip(tiles, what, strict=True) for tiles in x.imputed]
+  strips = "".join(
+    f'<div class="strip">{"".join(page.tile("image", t, w) for t, w in pair)}</div>'
+    for pair in pairs
+  )
+  lead = (
+    "held-out pictures: whole, what was seen, the mean of what may have been hidden,"
+  )
+  lead += " one sample of it"
+  top = f'<div class="top"><h3>A hidden half</h3><span>{lead}</span></div>'
+  return f'<div class="direction">{top}<div class="strips">{strips}</div></div>'
+
+
 def _scores(found) -> str:
   rows = [
     [
       esc(r["metric"].split("/")[1].replace("_", " ")),
-      esc(r["target"] or r.get("anomaly", "")),
+      esc(r["target"] or r.get("anomaly") or r.get("filled", "")),
       value(r),
       f"{r['samples']:,}",
     ]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from mmgen_jax import quantise as vq
 from mmgen_jax.data.modality import Modality
 from mmgen_jax.losses import gradient_penalty, make_adversarial
+from mmgen_jax.metrics.pretrained import load, make_feature_distance
 from mmgen_jax.models.gan import Discriminator
 from mmgen_jax.models.layers import apply, init_params
 from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
@@ -173,18 +174,23 @@ def make_losses(
 def make_train_step(config, modalities: Modalities) -> Callable:
   """`train_step(state, batch, key, *, axis=None) -> (state, metrics)`.
 
-  As `make_step`, without a perceptual distance.
+  As `make_step`; where `config.loss.perceptual_weight` is above 0, with the distance of
+  features of the network that `config.loss.perceptual` names.
 
   Raises:
-    ValueError: if there is a weight for one.
+    FileNotFoundError: if the weights of that network are not installed.
+    ValueError: if it has no such distance, or examples are too small for it.
   """
-  if weight := config.loss.get("perceptual_weight", 0.0):
+  if not config.loss.get("perceptual_weight", 0.0):
+    return make_step(config, modalities)
+  name, shape = config.model.modality, modalities[config.model.modality].shape
+  if modalities[name].kind != "image" or min(shape[:2]) < 32:
     raise ValueError(
-      f"loss.perceptual_weight = {weight} needs a distance, which no config can name:"
-      " give it to mmgen_jax.steps.vq.make_step (for one, that of"
-      " mmgen_jax.metrics.pretrained.make_feature_distance)"
+      f"loss.perceptual_weight is of images of 32 x 32 or more; {name} is"
+      f" {modalities[name].kind} {shape}: leave it at 0"
     )
-  return make_step(config, modalities)
+  distance = make_feature_distance(load(config.loss.perceptual))
+  return make_step(config, modalities, distance)
 
 
 def make_step(
