@@ -85,10 +85,11 @@ def fusion_loss() -> Any:
       "adversarial_weight": 40.0,
       "gan": "non_saturating",  # or "hinge"
       "real": "data",  # what discriminators take for real; or "reconstructions"
+      "adversarial_fraction": 1,  # they judge one example in so many
       "prior_share": 0.5,  # of what they judge: from the prior, not from a part
       "prior_rate": 0.005,  # of the prior's EM; it falls from update 10 / rate on
       "r1_gamma": 0.2,
-      "r1_fraction": 4,  # R1 on one example in so many
+      "r1_fraction": 4,  # R1 on one of these in so many
     }
   )
 

@@ -11,6 +11,7 @@ import pytest
 from configs import common
 from mmgen_jax import config as config_lib
 from mmgen_jax.data import modality
+from mmgen_jax.models.layers import apply
 from mmgen_jax.steps import fusion
 
 PATH = Path(__file__).parents[1] / "configs/vaegan_mnist.py"
@@ -105,3 +106,33 @@ def test_the_share_of_generated_images_that_the_prior_gives(share, of_a_part):
 
   other = np.abs(generated(batch["image"]) - generated(-batch["image"])).max(1)
   assert abs((other > 1e-4).sum() - of_a_part) <= (2 if share == 0.5 else 0)
+
+
+def test_of_a_fraction_the_same_are_judged_and_all_are_reconstructed():
+  config, batch = small("")
+  p = fusion.init(jax.random.key(0), config, MODALITIES).params
+  mask, keys = batch["mask"]["image"][None], jax.random.split(jax.random.key(3), 8)
+  networks = (p["vae"], p["discriminator"], p["prior"])
+
+  def of(k, real="data"):
+    config.loss.update(adversarial_fraction=k, real=real)
+    vae_loss, disc_loss = fusion.make_losses(config, MODALITIES)
+    values = {"image": batch["image"]}
+    _, (metrics, _, (fakes, reals)) = vae_loss(*networks, values, mask, keys)
+    _, of_disc = disc_loss(p["discriminator"], reals, fakes, mask)
+    return metrics | of_disc, fakes["image"], reals["image"]
+
+  for real in ("data", "reconstructions"):
+    (every, *all_judged), (fourth, *judged) = of(1, real), of(4, real)
+    for some, whole in zip(judged, all_judged, strict=True):
+      np.testing.assert_allclose(some, whole[::4], atol=1e-5)
+    assert fourth["fusion/elbo"] == pytest.approx(every["fusion/elbo"], rel=1e-5)
+    logits = apply(
+      fusion.build(config, MODALITIES)[1],
+      p["discriminator"],
+      {"image": all_judged[0][::4]},
+    )
+    want = jax.nn.softplus(-logits["image"]).mean()
+    assert fourth["fusion/fool"] == pytest.approx(want, rel=1e-4)
+  with pytest.raises(ValueError, match="adversarial_fraction = 3 does not divide a ba"):
+    of(3)

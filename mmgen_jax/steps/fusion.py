@@ -114,6 +114,8 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   augment = make_augment(config, modalities)
   plain = [name for name in names if name not in loss.adversarial]
   reconstructed = loss.get("real", "data") == "reconstructions"
+  one_judged = loss.get("adversarial_fraction", 1)
+  judged = partial(one_in, one_judged, field="loss.adversarial_fraction")
 
   def reconstruction(outputs, values, mask):
     """Weighted log p(x_m | z) [b] of every modality that an example has."""
@@ -146,12 +148,14 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     # By the example's key, not its place: microbatches cut the batch differently.
     pick = partial(jax.random.bernoulli, p=loss.get("prior_share", 0.5))
     from_prior = jax.vmap(pick)(k[:, 5])[:, None]
-    z_fake = jnp.where(from_prior, z_prior, z_part)
-    both = net(pair(z, z_part), plain, method="decode") if loss.cross else {}
-    both |= net(pair(z, z_fake), loss.adversarial, method="decode")
-    outputs, others = unpair(both)
-    if not loss.cross:
-      outputs |= net(z, plain, method="decode")
+    z_fake = judged(jnp.where(from_prior, z_prior, z_part))
+    both = net(pair(z, z_fake), loss.adversarial, method="decode")
+    outputs, others = unpair(both, one_judged)
+    if loss.cross:
+      more, crossed = unpair(net(pair(z, z_part), plain, method="decode"))
+    else:
+      more, crossed = net(z, plain, method="decode"), {}
+    outputs |= more
     logps = reconstruction(outputs, values, mask)
     kl = prior_lib.log_prob_mixture(q, z) - prior_lib.log_prob(prior, z)
     terms = {f"logp_{name}": logp for name, logp in logps.items()}
@@ -161,15 +165,14 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     target, at = jax.lax.stop_gradient((full, z_full))
     logq = partial(prior_lib.log_prob_mixture, z=at)
     terms["alignment"] = logq(target) - logq(part)
-    crossed = {name: others[name] for name in plain if loss.cross}
     cross = reconstruction(crossed, values, mask)
     terms["cross"] = sum(cross.values(), jnp.zeros(len(keys)))
-    fakes = modes(others)
     reals = modes(outputs) if reconstructed else values
-    return terms, z, (fakes, {name: reals[name] for name in fakes})
+    reals = {name: judged(reals[name]) for name in others}
+    return terms, z, (modes(others), reals)
 
   def fool(disc_params, fakes):
-    """What the decoders descend to look real, [b]."""
+    """What the decoders descend to look real, of each that is judged."""
     logits = apply(disc, disc_params, fakes)
     return sum((adversarial.generator(x) for x in logits.values()), jnp.zeros(()))
 
@@ -192,7 +195,7 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     logits = lambda values: apply(disc, disc_params, values)
     real, fake = unpair(logits(jax.tree.map(pair, reals, fakes)))
     for name in loss.adversarial:
-      has = mask[names.index(name)].astype(jnp.float32)
+      has = judged(mask[names.index(name)]).astype(jnp.float32)
       d = adversarial.discriminator(real[name], fake[name])
       rest = jax.tree.map(part, reals)
       alone = lambda x, name=name, rest=rest: logits(rest | {name: x})[name]
@@ -223,7 +226,8 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   `loss.real` "reconstructions", what is decoded from z, where data have what no z tells
   (the grain of a background): asked for it, decoders put noise wherever no likelihood
   holds them. What they judge beside it: for a share `loss.prior_share` of the examples a
-  sample from the prior, else one from q_part. The prior moves by a step of EM
+  sample from the prior, else one from q_part. They judge one example in
+  `loss.adversarial_fraction`: the same in expectation, for less. The prior moves by a step of EM
   (`models.prior.rate`). Encoders see augmented inputs (`config.augment`); targets are
   clean.
 

@@ -85,29 +85,32 @@ def make_augment(config, modalities: Mapping[str, Modality]):
   return augment_values
 
 
-def one_in(k: int, x: Array) -> Array:
+def one_in(k: int, x: Array, field: str = "loss.r1_fraction") -> Array:
   """Every k-th example, [b / k ...]; cut so that a sharded batch needs no communication.
 
   Raises:
-    ValueError: if the batch (of one device, under pmap) is not a multiple of k.
+    ValueError: if the batch (of one device, under pmap) is not a multiple of k, which
+      `field` of the config says.
   """
   if len(x) % k:
     raise ValueError(
-      f"loss.r1_fraction = {k} does not divide a batch of {len(x)} (per device and"
-      " microbatch)"
+      f"{field} = {k} does not divide a batch of {len(x)} (per device and microbatch)"
     )
   return x.reshape(-1, k, *x.shape[1:])[:, 0]
 
 
 def pair(a: Array, b: Array) -> Array:
-  """Two batches as one of twice the size, [2b ...], to go through a network together.
+  """Two batches as one, to go through a network together; a is k times as long as b.
 
-  a[0], b[0], a[1], b[1], ...: what is sharded over devices stays where it is.
+  For k = 1: a[0], b[0], a[1], b[1], ...; else k of the one before each of the other: what
+  is sharded over devices stays where it is.
   """
-  return jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
+  groups = a.reshape(len(b), -1, *a.shape[1:])
+  return jnp.concatenate([groups, b[:, None]], 1).reshape(-1, *a.shape[1:])
 
 
-def unpair(tree):
-  """Both halves of every array that was made from a `pair`."""
-  cut = lambda x: x.reshape(-1, 2, *x.shape[1:])
-  return tuple(jax.tree.map(lambda x, i=i: cut(x)[:, i], tree) for i in (0, 1))
+def unpair(tree, k: int = 1):
+  """Both parts of every array that was made from a `pair`, the first k times as long."""
+  cut = lambda x: x.reshape(-1, k + 1, *x.shape[1:])
+  first = lambda x: cut(x)[:, :k].reshape(-1, *x.shape[1:])
+  return jax.tree.map(first, tree), jax.tree.map(lambda x: cut(x)[:, k], tree)
