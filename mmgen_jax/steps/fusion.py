@@ -227,9 +227,9 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   (the grain of a background): asked for it, decoders put noise wherever no likelihood
   holds them. What they judge beside it: for a share `loss.prior_share` of the examples a
   sample from the prior, else one from q_part. They judge one example in
-  `loss.adversarial_fraction`: the same in expectation, for less. The prior moves by a step of EM
-  (`models.prior.rate`). Encoders see augmented inputs (`config.augment`); targets are
-  clean.
+  `loss.adversarial_fraction`: the same in expectation, for less. The prior moves by a
+  step of EM (`models.prior.rate`). Encoders see augmented inputs (`config.augment`);
+  targets are clean.
 
   Of a mixture, gradients follow the component that z was drawn from. That the experts
   also move the components' probabilities adds a score term to the gradient of the ELBO;
