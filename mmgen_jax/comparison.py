@@ -31,7 +31,7 @@ _HIGHER = (
 _LOWER = (
   *("frechet", "kid", "reconstruction/mse", "reconstruction/mae", "mean_rank*"),
   *("median_rank*", "modes/reverse_kl", "modes/kl_to_uniform", "loss/bits_per_*"),
-  "loss/nll",
+  *("loss/nll", "latents/imputed_mse/mean", "latents/imputed_mse/sample"),
   *("nll/*", "nll_scaled/*", "brier/*", "ece/*", "ece_scaled/*"),
 )
 

@@ -31,10 +31,10 @@ def halves(
 ) -> tuple[list[Entry], UInt8[np.ndarray, "n 4 h w c"] | None]:
   """Lower halves from upper ones, by `representation.impute` and the model's own prior.
 
-  Gives squared errors of the lower half, in model space: of the posterior's mean, of one
-  sample, and of what knows nothing of the picture, the training pictures' mean. And
-  tiles: each picture whole, what was seen, with the mean, with the sample. Nothing where
-  values depend on each other given z.
+  Gives squared errors of the lower half, in model space, `latents/imputed_mse/*`: of the
+  posterior's mean, of one sample, and of what knows nothing of the picture, the training
+  pictures' mean. And tiles: each picture whole, what was seen, with the mean, with the
+  sample. Nothing where values depend on each other given z.
 
   Args:
     config: of a VAE of one modality with a Gaussian posterior.
@@ -80,13 +80,13 @@ def halves(
   typical = to_model(modalities[name], jnp.asarray(train)).mean(0)
   error = lambda filled: float(np.square(filled - x)[~seen].mean())
   found = {
-    "posterior mean": error(made.mean),
-    "one sample": error(made.sample),
-    "training mean": error(np.broadcast_to(typical, x.shape)),
+    "mean": error(made.mean),
+    "sample": error(made.sample),
+    "training_mean": error(np.broadcast_to(typical, x.shape)),
   }
   how = {"given": None, "target": None, "samples": len(x), "interval": None}
   entries = [
-    {"metric": "latents/imputed_mse", "value": value, **how, "filled": filled}
+    {"metric": f"latents/imputed_mse/{filled}", "value": value, **how}
     for filled, value in found.items()
   ]
   whole = to_stored(modalities[name], x)

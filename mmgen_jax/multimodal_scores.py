@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mmgen_jax.attribution import shapley
 from mmgen_jax.generate import Subset
 from mmgen_jax.metrics import multimodal_likelihood
 from mmgen_jax.scores import Entry, Reads, Setting, _mean, right_of_made
@@ -66,6 +67,32 @@ def likelihood_entries(
   return entries
 
 
+def shapley_entries(
+  s: Setting, bounds: Mapping[Subset, Any], rows, samples: int, of: str = ""
+) -> list[Entry]:
+  """What each given modality adds to log p of one that is not, in nats, per target.
+
+  Shapley values of S -> log p(x_t | x_S), which add up to log p(x_t | all others) less
+  log p(x_t); `shapley/log_likelihood`, of examples that have everything, where all
+  subsets were evaluated. Arguments as of `likelihood_entries`.
+  """
+  log_px = {frozenset(subset): x.log_px for subset, x in bounds.items()}
+  log_px[frozenset()] = np.zeros(len(rows))
+  names = sorted(frozenset().union(*log_px))
+  has = s.has(names)[rows]
+  if len(names) < 3 or len(log_px) < 2 ** len(names) or not has.any():
+    return []
+  entries = []
+  for target in names:
+    others = {t: x for t, x in log_px.items() if target not in t}
+    values = {tuple(sorted(t)): log_px[t | {target}] - x for t, x in others.items()}
+    for name, share in shapley(values).items():
+      more: Entry = {"given": [name], "target": target, "of": of}
+      metric = f"shapley/log_likelihood/k{samples}"
+      entries.append(_mean(s, metric, share[has], **more))
+  return entries
+
+
 def log_likelihoods(
   config, params, setting: Setting, subsets: Sequence[Subset], of: str, say
 ) -> list[Entry]:
@@ -90,4 +117,5 @@ def log_likelihoods(
     seed=seed,
   )
   say(f"log-likelihoods of {len(rows)} examples from {how.samples} samples each")
-  return likelihood_entries(setting, bounds, rows, how.samples, of)
+  given = setting, bounds, rows, how.samples, of
+  return likelihood_entries(*given) + shapley_entries(*given)

@@ -1,6 +1,7 @@
 """Attribution of tiny networks: complete maps, exact shares, gates; and their page."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,12 @@ import pytest
 from test_report import parse, record, start
 from tiny_models import tiny
 
-from mmgen_jax import attribute, attribution, records, report
+from mmgen_jax import attribute, attribution, multimodal_scores, records, report
 from mmgen_jax.data import modality
 from mmgen_jax.data.examples import Column, Examples
 from mmgen_jax.fusion.feature import make_fusion
 from mmgen_jax.metrics import judges
+from mmgen_jax.metrics.likelihood import Bounds
 from mmgen_jax.scores import Setting
 from mmgen_jax.steps import STEPS, recognition
 
@@ -120,18 +122,40 @@ def test_shapley_values_of_coherence_add_up():
   assert sum(r["value"] for r in out) == pytest.approx(total)
 
 
+def test_shapley_values_of_log_likelihood_add_up():
+  data, n = examples(40), 20
+  names = sorted(data.modalities)
+  subsets = [c for k in (1, 2, 3) for c in itertools.combinations(names, k)]
+  log_px = {s: RNG.normal(size=n) - 9.0 * len(s) for s in subsets}
+  bounds = {s: Bounds(x - 1.0, x, np.ones(n)) for s, x in log_px.items()}
+  setting = Setting(data, np.arange(40), judges.Judges({}, {}), resamples=10)
+  out = multimodal_scores.shapley_entries(setting, bounds, np.arange(n), 64)
+  has = setting.has(names)[:n]
+  for target in names:
+    others = tuple(name for name in names if name != target)
+    shares = [r for r in out if r["target"] == target]
+    assert [r["given"] for r in shares] == [[name] for name in others]
+    alone, all_of = log_px[target,], log_px[tuple(names)] - log_px[others]
+    total = sum(r["value"] for r in shares)
+    assert total == pytest.approx((all_of - alone)[has].mean(), rel=1e-6)
+    assert shares[0]["samples"] == has.sum()
+  del bounds[tuple(names)[:2]]
+  assert not multimodal_scores.shapley_entries(setting, bounds, np.arange(n), 64)
+
+
 def test_the_page_shows_who_decided(tmp_path):
   start(tmp_path)
   out = [
     record("precision_share", 0.75, ["image"], None, by_latent=[0.9, 0.6]),
     record("conflict", 2.5, ["image"], None),
     record("shapley/coherence", 0.31, ["image"], "word"),
+    record("shapley/log_likelihood/k64", 7.75, ["image"], "word"),
   ]
   records.write(tmp_path, 20, out)
   path = records.path(tmp_path, 20).with_suffix(".saliency.npz")
   attribute.save(path, explained()[-1])
   page = report.write(tmp_path).read_text()
   text = parse(page).text
-  for said in ("90", "75.0", "2.5", "31.0", "says ", "gates", "nats"):
+  for said in ("90", "75.0", "2.5", "31.0", "7.8", "says ", "gates", "nats"):
     assert said in text, said
   assert page.count("data:image/png;base64,") == 6 * 4

@@ -29,10 +29,12 @@ LOWER = """
   frechet kid reconstruction/mse reconstruction/mae modes/reverse_kl modes/kl_to_uniform
   loss/bits_per_dimension loss/bits_per_code nll/digit nll_scaled/digit brier/digit
   ece/digit ece_scaled/digit mean_rank mean_rank_label median_rank median_rank_label
+  latents/imputed_mse/mean latents/imputed_mse/sample
 """
 NEITHER = """
   density loss/kl loss/logits_real loss/logits_fake latents/kl latents/active_units
   precision_share conflict shapley/coherence shapley/digit utilisation/digit
+  shapley/log_likelihood/k64 latents/imputed_mse/training_mean
   temperature/digit floor/frechet floor/kid floor/precision floor/recall floor/density
   floor/coverage floor/inception_score floor/modes/count floor/modes/kl_to_uniform
 """

@@ -15,7 +15,8 @@ _FOR, _AGAINST = np.array([33, 102, 172.0]), np.array([178, 24, 43.0])
 
 def attribution(run: Run) -> str:
   """The section of what each modality and each pixel decided; "" without records."""
-  parts = [_latents(run.records), _coherence(run.records), _saliency(run)]
+  of = (_latents, _coherence, _likelihood)
+  parts = [*(part(run.records) for part in of), _saliency(run)]
   lead = "Exact shares, not estimates: every subset of the modalities was evaluated."
   return page.section("attribution", "Who decided", *parts, lead=lead)
 
@@ -44,25 +45,40 @@ def _latents(found: Sequence[Record]) -> str:
   return page.table(["", "mean", "conflict", *map(str, range(count))], rows, title)
 
 
-def _coherence(found: Sequence[Record]) -> str:
-  of = [r for r in found if r["metric"] == "shapley/coherence"]
+def _shapley(found: Sequence[Record], prefix: str, scale: float, said: str) -> str:
+  """A cell per given modality and target, `scale` times the value."""
+  of = [r for r in found if r["metric"].startswith(prefix)]
   if not of:
     return ""
   targets = list(dict.fromkeys(r["target"] for r in of))
   names = list(dict.fromkeys(r["given"][0] for r in of))
+  largest = max(abs(r["value"]) for r in of) or 1.0
 
   def cell(name, target):
-    r = find(of, "shapley/coherence", [name], target)
+    r = find(of, of[0]["metric"], [name], target)
     if r is None:
       return '<span class="faint">–</span>'
     low, high = r["interval"]
-    small = f"<small>{100 * low:.1f} to {100 * high:.1f}</small>"
-    return f"{100 * r['value']:.1f}{small}", 0.28 * max(r["value"], 0.0)
+    small = f"<small>{scale * low:.1f} to {scale * high:.1f}</small>"
+    tint = 0.28 * max(r["value"] / largest, 0.0)
+    return f"{scale * r['value']:.1f}{small}", tint
 
   rows = [[esc(name), *(cell(name, target) for target in targets)] for name in names]
+  return page.table(["given", *(f"→ {esc(t)}" for t in targets)], rows, said)
+
+
+def _coherence(found: Sequence[Record]) -> str:
   title = "Coherence <small>Shapley values, points of strict coherence: they add up to"
   title += " that given all others less that of the prior</small>"
-  return page.table(["given", *(f"→ {esc(t)}" for t in targets)], rows, title)
+  return _shapley(found, "shapley/coherence", 100.0, title)
+
+
+def _likelihood(found: Sequence[Record]) -> str:
+  title = (
+    "Log-likelihood <small>Shapley values, nats: they add up to log p of the target"
+  )
+  title += " given all others less that given nothing</small>"
+  return _shapley(found, "shapley/log_likelihood", 1.0, title)
 
 
 def tint(values: np.ndarray) -> np.ndarray:

@@ -67,14 +67,15 @@ def _imputed(run: Run) -> str:
 
 
 def _scores(found) -> str:
+  words = [r["metric"].replace("_", " ").split("/")[1:] for r in found]
   rows = [
     [
-      esc(r["metric"].split("/")[1].replace("_", " ")),
-      esc(r["target"] or r.get("anomaly") or r.get("filled", "")),
+      esc(name),
+      esc(r["target"] or r.get("anomaly") or " ".join(of)),
       value(r),
       f"{r['samples']:,}",
     ]
-    for r in found
+    for r, (name, *of) in zip(found, words, strict=True)
   ]
   title = "What latents are worth <small>from posterior means; probes learned from the"
   title += " training split, disentanglement on all combinations of factors</small>"
