@@ -15,7 +15,7 @@ from mmgen_jax.data.modality import to_model, to_stored
 from mmgen_jax.metrics import coherence
 from mmgen_jax.models.layers import apply
 from mmgen_jax.scores import Entry, Reads, Setting, mean_entry
-from mmgen_jax.steps import recognition
+from mmgen_jax.steps import STEPS, recognition
 from mmgen_jax.steps.inputs import blank_missing
 
 
@@ -128,14 +128,22 @@ def load(path: Path) -> Saliency:
     )
 
 
-def expert_entries(
-  config, vae: Any, params, examples: Examples, indices
-) -> list[Entry]:
+PRODUCTS = ("mvae", "mopoe", "mvtcae")  # posteriors of the family "multimodal"
+
+
+def expert_entries(config, params, examples: Examples, indices) -> list[Entry]:
   """What each expert of a multimodal VAE decides, and how it contradicts the others.
 
-  Of examples that have everything. `precision_share`: of the product of the experts
-  alone, no prior, with `by_latent`; `conflict`: KL(product || expert) in nats.
+  Of models whose posterior is a product of experts, and of examples that have
+  everything. `precision_share`: of the product of the experts alone, no prior, with
+  `by_latent`; `conflict`: KL(product || expert) in nats.
   """
+  multiplies = config.family == "multimodal" and config.loss.posterior in PRODUCTS
+  if not (multiplies or config.family == "fusion"):
+    return []
+  vae: Any = STEPS[config.family].build(config, examples.modalities)
+  vae = vae[0] if config.family == "fusion" else vae
+  params = params["vae"]
   modalities, names = examples.modalities, sorted(examples.modalities)
   present, indices = examples.present, np.asarray(indices)
   everything = np.all([present[n][indices] for n in names], axis=0)

@@ -185,10 +185,7 @@ def evaluate(
     if name == split:
       panel = panels.make_panel(setting, samples, panels.shown(setting), reads)
       shares = attribute.coherence_entries(setting, reads)
-      if config.family == "fusion":
-        vae = STEPS["fusion"].build(config, examples.modalities)[0]
-        of = config, vae, state.ema["vae"], examples, indices
-        shares += attribute.expert_entries(*of)
+      shares += attribute.expert_entries(config, state.ema, examples, indices)
       out += records.complete(shares, context)
       path = records.path(workdir, step).with_suffix(".npz")
       pictures.save_panel(path, panel, {"step": step, "split": split})

@@ -87,20 +87,24 @@ def test_saliency_survives_saving(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, attribute.load(tmp_path / "x.npz"), s)
 
 
-def test_experts_of_a_vae_share_what_is_decided():
-  config, modalities, _ = tiny("fusion")
+@pytest.mark.parametrize("family", ["fusion", "multimodal"])
+def test_experts_of_a_vae_share_what_is_decided(family):
+  config, modalities, _ = tiny(family)
   config.eval.update(batch_size=4, bootstrap=10)
   data = examples()
-  vae = STEPS["fusion"].build(config, modalities)[0]
-  params = STEPS["fusion"].init(jax.random.key(0), config, modalities).params["vae"]
-  out = attribute.expert_entries(config, vae, params, data, np.arange(6))
+  params = STEPS[family].init(jax.random.key(0), config, modalities).params
+  out = attribute.expert_entries(config, params, data, np.arange(6))
   by = {(r["metric"], r["given"][0]): r for r in out}
   shares = [by["precision_share", name] for name in sorted(modalities)]
   total = np.sum([r["by_latent"] for r in shares], axis=0)
   np.testing.assert_allclose(total, 1.0, atol=1e-4)
-  # What is private to one modality is decided by it alone.
-  assert shares[0]["by_latent"][4] == 1.0 and shares[0]["samples"] == 6
+  assert shares[0]["samples"] == 6
   assert all(by["conflict", name]["value"] > 0 for name in modalities)
+  if family == "fusion":  # what is private to one modality is decided by it alone
+    assert shares[0]["by_latent"][4] == 1.0
+  else:
+    config.loss.posterior = "mmvae"  # a mixture: nobody's share of a product
+    assert not attribute.expert_entries(config, params, data, np.arange(6))
 
 
 def test_shapley_values_of_coherence_add_up():

@@ -144,6 +144,14 @@ def test_jmvae_counts_whole_examples_only():
   assert not got.mean[1:].any()
 
 
+def test_mmvae_plus_of_many_samples_is_log_p_where_the_private_priors_are_the_prior():
+  how = {"private": 0.7, "estimator": "iwae", "looser": False, "samples": 20_000}
+  got = moments(linear_pass("mmvae_plus", MEANS, LOGVARS, X, PRESENT, copies=8, **how))
+  for b in range(4):
+    have = np.flatnonzero(PRESENT[:, b])
+    got.check(b, exact_log_p(X, b, have, private=0.7), slack=5e-3)
+
+
 @pytest.mark.parametrize(
   "name", ["mvae", "mmvae", "mopoe", "mmjsd", "mvtcae", "mmvae_plus"]
 )

@@ -12,6 +12,7 @@ from mmgen_jax import parallel
 from mmgen_jax.steps import STEPS
 
 FAMILIES = ["gan", "vae", "hvae", "vq", "autoregressive", "fusion", "recognition"]
+FAMILIES += ["multimodal", "extension"]
 
 
 @functools.cache  # a compilation costs ten times the test that it serves

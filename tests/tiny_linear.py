@@ -38,24 +38,29 @@ def experts(b, seed):
   return np.stack(means), np.stack(logvars), x
 
 
-def exact_log_p(x, b, subset):
-  """Log p(x_S) of example `b`."""
+def exact_log_p(x, b, subset, private=0.0):
+  """Log p(x_S) of example `b`; a private latent adds `private` times itself to x_m."""
   if not len(subset):
     return 0.0
   w, c = (np.concatenate([LINEAR[m][i] for m in subset]) for i in (0, 1))
   s = np.concatenate([np.full(len(LINEAR[m][1]), LINEAR[m][2]) for m in subset])
-  cov = w @ w.T + np.diag(s**2)
+  of = np.repeat(np.arange(len(subset)), [len(LINEAR[m][1]) for m in subset])
+  cov = w @ w.T + np.diag(s**2) + private**2 * (of[:, None] == of)
   return stats.multivariate_normal(c, cov).logpdf(
     np.concatenate([x[m][b] for m in subset])
   )
 
 
 class LinearVAE(NamedTuple):
-  """Modalities of LINEAR; a name is its place and number. Decoders see shared latents."""
+  """Modalities of LINEAR; a name is its place and number.
+
+  A modality's private latent, the one of its place, adds `private` times itself.
+  """
 
   names: tuple[str, ...] = ("00", "11", "22")
   latent: int = Z
   size: int = Z
+  private: float = 0.0
 
   def likelihood(self, name):
     _, _, s = LINEAR[int(name[1:])]
@@ -77,10 +82,14 @@ class LinearVAE(NamedTuple):
     for name in names:
       w, c, _ = LINEAR[int(name[1:])]
       out[name] = (z[:, : self.latent] @ jnp.asarray(w).T + c)[..., None]
+      if self.private:
+        out[name] += self.private * z[:, self.latent + int(name[0]), None, None]
     return out
 
 
-def linear_pass(name, means, logvars, x, mask, *, copies=N, which=(0, 1, 2), **changes):
+def linear_pass(
+  name, means, logvars, x, mask, *, copies=N, which=(0, 1, 2), private=0.0, **changes
+):
   """A function -> the objective [b copies] of `copies` draws of each example."""
   config = common.defaults("multimodal")
   config.loss.update(posterior=name, beta=1.0, weights={}, **changes)
@@ -90,8 +99,8 @@ def linear_pass(name, means, logvars, x, mask, *, copies=N, which=(0, 1, 2), **c
   values = {n: many(np.asarray(v)[None])[0] for n, v in zip(names, x, strict=True)}
   mask, means, logvars = many(mask), many(means), many(logvars)
   vae, params = LinearVAE(tuple(names)), {"vae": {}}
-  if name == "mmvae_plus":  # one private latent each, of which nothing is decoded
-    vae = vae._replace(size=Z + len(names))
+  if name == "mmvae_plus":  # one private latent each
+    vae = vae._replace(size=Z + len(names), private=private)
     params["private"] = {"logvar": jnp.zeros(len(names))}
     own = jnp.eye(len(names), dtype=bool)[:, None]
     wide = lambda v: jnp.broadcast_to(v, (*means.shape[:2], len(names)))
