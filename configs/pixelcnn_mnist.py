@@ -70,6 +70,7 @@ def codes(config, coder=""):
   config.model.update(source="codes", width=64, embedded=32)
   config.initial = {"vae": "", "codebook": ""}
   config.batch_size = 64
+  config.optim.update(name="muon", learning_rate=4e-3)
   train_for(config, 3000)
 
 

@@ -28,7 +28,8 @@ def get_config(arg=None):
   config.model.scales = {"image": 0.3, "audio": 0.3}
   config.loss = common.fusion_loss()
   config.loss.update(adversarial_weight=20.0, r1_gamma=1.0, cross=0.0)
-  config.optim = common.optim(3e-3, b2=0.99, warmup_steps=50)
+  config.loss.update(adversarial_fraction=4, r1_fraction=2)
+  config.optim = common.optim(4e-3, name="muon", b2=0.99, warmup_steps=50)
   config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
   train_for(config, 5000)
   variants = {"standard": standard, "vae": vae, "continued": common.continued}
@@ -47,9 +48,9 @@ def standard(config):
   config.loss.update(real="reconstructions", prior_share=1.0)
   config.loss.update(adversarial_weight=30.0, r1_gamma=0.1)
   config.disc_optim.learning_rate = 2e-3
-  train_for(config, 2 * config.train_steps)
+  train_for(config, config.train_steps * 12 // 5)
 
 
 def vae(config):
   config.loss.adversarial = ()
-  train_for(config, config.train_steps * 23 // 10)  # in about the same time
+  train_for(config, config.train_steps * 6 // 5)  # in about the same time

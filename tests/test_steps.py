@@ -87,6 +87,25 @@ def test_every_parameter_moves_within_three_updates(family):
 
 
 @pytest.mark.parametrize("posterior", ["poe", "mopoe"])
+def test_of_a_modality_that_is_never_there_fusion_moves_nothing_else(posterior):
+  def without_sound(batch):
+    batch["mask"]["sound"] = jnp.zeros(BATCH, bool)
+    batch["mask"]["image"] = jnp.ones(BATCH, bool)
+    return batch
+
+  config, _, _ = tiny("fusion")
+  loss = {**config.loss.to_dict(), "posterior": posterior}
+  before, after, metrics = one_update("fusion", without_sound, loss=loss)
+  assert all(np.isfinite(v) for v in metrics.values())
+  moved = jax.tree.map(
+    lambda a, b: float(np.abs(a - b).max()), before.params["vae"], after.params["vae"]
+  )
+  for part in ("encoders", "decoders"):
+    assert max(jax.tree.leaves(moved[f"{part}_sound"])) == 0.0
+    assert max(jax.tree.leaves(moved[f"{part}_image"])) > 0.0
+
+
+@pytest.mark.parametrize("posterior", ["poe", "mopoe"])
 def test_both_posteriors_learn_to_reconstruct(posterior):
   config, modalities, inputs = tiny("fusion")
   config.optim = common.optim(3e-3)

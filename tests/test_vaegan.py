@@ -21,6 +21,7 @@ MODALITIES = {"image": modality.image(8, 8, 1)}
 def small(variant):
   config: Any = config_lib.load(f"{PATH}:{variant}")
   config.model.update(latent=4, features=8, prior_components=3)
+  config.loss.update(adversarial_fraction=1, r1_fraction=1)
   for widths in (config.model.widths, config.model.disc_widths):
     widths.image = 8
   config.optim = config.disc_optim = common.optim(1e-2, name="sgd")
@@ -115,7 +116,7 @@ def test_of_a_fraction_the_same_are_judged_and_all_are_reconstructed():
   networks = (p["vae"], p["discriminator"], p["prior"])
 
   def of(k, real="data"):
-    config.loss.update(adversarial_fraction=k, r1_fraction=1, real=real)
+    config.loss.update(adversarial_fraction=k, real=real)
     vae_loss, disc_loss = fusion.make_losses(config, MODALITIES)
     values = {"image": batch["image"]}
     _, (metrics, _, (fakes, reals)) = vae_loss(*networks, values, mask, keys)
