@@ -1,4 +1,4 @@
-"""What single latents do: traversals, and what each knows, as arrays for pictures."""
+"""What latents do: traversals, paths, what each knows; as arrays for pictures."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from mmgen_jax.data.modality import to_stored
 from mmgen_jax.metrics import disentanglement, likelihood
 from mmgen_jax.models.layers import apply
+from mmgen_jax.representation import interpolate
 from mmgen_jax.steps import vae
 
 SHOWN = 10  # latents whose traversal is shown
+PATHS = 4  # from example to example
 VALUES = (-2.0, -1.33, -0.67, 0.0, 0.67, 1.33, 2.0)  # in standard deviations of N(0, 1)
 
 
@@ -28,6 +31,7 @@ class Interpretation(NamedTuple):
     tiles: stored pictures: one example's mean, with one latent set.
     factors: what the examples are known to differ in; may be empty.
     information: I(z_j; factor) / H(factor), from posterior means in 20 bins.
+    paths: stored pictures, from one example's mean to the next one's.
     imputed: stored pictures, see `imputation.halves`; or None.
   """
 
@@ -37,6 +41,7 @@ class Interpretation(NamedTuple):
   tiles: np.ndarray
   factors: tuple[str, ...]
   information: Float[np.ndarray, "z f"]
+  paths: np.ndarray | None = None
   imputed: np.ndarray | None = None
 
 
@@ -81,7 +86,7 @@ def interpret(
   logvars: Float[np.ndarray, "n z"],
   labels: Mapping[str, np.ndarray],
 ) -> Interpretation:
-  """From posteriors of n examples, the first of which is traversed.
+  """From posteriors of n examples: the first is traversed, some are ends of paths.
 
   Args:
     decode: z [n z] -> stored pictures.
@@ -94,6 +99,10 @@ def interpret(
   order = np.argsort(-kl, kind="stable")[:SHOWN]
   z = traversals(means[0], order, VALUES)
   tiles = decode(z.reshape(-1, z.shape[-1]))
+  ends = jnp.asarray(means[: PATHS + 1])
+  path = interpolate(ends[:-1], ends[1:], len(VALUES) + 2, spherical=True)
+  path = np.swapaxes(np.asarray(path), 0, 1)
+  on_paths = decode(path.reshape(-1, path.shape[-1]))
   names = tuple(k for k, v in labels.items() if len(np.unique(v[v >= 0])) > 1)
   information = np.zeros((len(kl), 0))
   if len(names) > 1:
@@ -105,6 +114,7 @@ def interpret(
     tiles.reshape(*z.shape[:2], *tiles.shape[1:]),
     names if information.size else (),
     information,
+    on_paths.reshape(*path.shape[:2], *on_paths.shape[1:]),
   )
 
 

@@ -63,7 +63,10 @@ def test_what_is_measured_is_read_from_the_codes(trained, tmp_path):
   for half in (seen, mean, sample):
     np.testing.assert_array_equal(half[:, :4], whole[:, :4])
   assert (seen[:, 4:] == 128).all() and not np.array_equal(mean, sample)
-  tiles = shown.tiles.shape[0] * shown.tiles.shape[1] + 8 * 4
+  assert shown.paths.shape == (interpret.PATHS, 9, 8, 8, 1)
+  # A path ends where the next one starts.
+  np.testing.assert_array_equal(shown.paths[:-1, -1], shown.paths[1:, 0])
+  tiles = sum(np.prod(x.shape[:2]) for x in (shown.tiles, shown.paths, shown.imputed))
   assert page.count("<img") == tiles and "mean imputed" in page
   assert "linear probe" in page and "anomaly auroc" in page
 

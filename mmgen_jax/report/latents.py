@@ -16,6 +16,7 @@ def latents(run: Run) -> str:
     "latents",
     "Latents",
     _traversals(run),
+    _paths(run),
     _imputed(run),
     _scores(scores),
     lead="One latent at a time, from -2 to 2, the others as the encoder has them for one"
@@ -48,22 +49,37 @@ def _traversals(run: Run) -> str:
   )
 
 
+def _paths(run: Run) -> str:
+  x = run.interpretation
+  if x is None or x.paths is None:
+    return ""
+  strips = [
+    [page.tile("image", t, f"{k} of {len(tiles) - 1}") for k, t in enumerate(tiles)]
+    for tiles in x.paths
+  ]
+  lead = "from one held-out example's mean to the next one's, on a great circle"
+  return _block("From example to example", lead, strips)
+
+
 def _imputed(run: Run) -> str:
   x = run.interpretation
   if x is None or x.imputed is None:
     return ""
   what = ("whole", "what was seen", "mean imputed", "one sample imputed")
-  pairs = [zip(tiles, what, strict=True) for tiles in x.imputed]
-  strips = "".join(
-    f'<div class="strip">{"".join(page.tile("image", t, w) for t, w in pair)}</div>'
-    for pair in pairs
-  )
+  strips = [
+    [page.tile("image", t, w) for t, w in zip(tiles, what, strict=True)]
+    for tiles in x.imputed
+  ]
   lead = (
     "held-out pictures: whole, what was seen, the mean of what may have been hidden,"
   )
-  lead += " one sample of it"
-  top = f'<div class="top"><h3>A hidden half</h3><span>{lead}</span></div>'
-  return f'<div class="direction">{top}<div class="strips">{strips}</div></div>'
+  return _block("A hidden half", f"{lead} one sample of it", strips)
+
+
+def _block(title: str, lead: str, strips: list[list[str]]) -> str:
+  rows = "".join(f'<div class="strip">{"".join(tiles)}</div>' for tiles in strips)
+  top = f'<div class="top"><h3>{title}</h3><span>{lead}</span></div>'
+  return f'<div class="direction">{top}<div class="strips">{rows}</div></div>'
 
 
 def _scores(found) -> str:
