@@ -15,7 +15,7 @@ from mmgen_jax.parallel import example_keys
 from mmgen_jax.scores import Entry
 from mmgen_jax.steps import bounds, vae
 
-EXAMPLES = 100  # imputed
+EXAMPLES = 50  # imputed
 GREY = 128  # stored, of what is hidden
 
 
@@ -49,6 +49,7 @@ def halves(
   if net.modalities[name].likelihood == "logistic_mixture":  # of channels together
     return [], None
   model = bounds.make_model(net, config)
+  typical = to_model(modalities[name], jnp.asarray(train)).mean(0)
   seen = np.ones(held_out.shape, bool)
   seen[:, held_out.shape[1] // 2 :] = False
 
@@ -74,10 +75,10 @@ def halves(
       decode=lambda z: apply(net, params["vae"], z, method="decode")[name],
       likelihood=likelihood,
       log_prior=lambda z: model.log_pz(params, z),
+      start=typical,
     )
 
   x, made = jax.device_get(run(held_out, jax.random.key(seed)))
-  typical = to_model(modalities[name], jnp.asarray(train)).mean(0)
   error = lambda filled: float(np.square(filled - x)[~seen].mean())
   found = {
     "mean": error(made.mean),

@@ -100,8 +100,9 @@ class Imputed(NamedTuple):
   """What may stand where nothing was seen; what was seen stays.
 
   Attributes:
-    mean: of the modes of p(x | z), over the posterior of z given what was seen.
-    sample: the mode of p(x | z) of one z from that posterior.
+    mean: of the modes of p(x | z), over the posterior of z given what was seen: that of
+      the second half of the sweeps.
+    sample: the mode of p(x | z) of one z from that posterior, of the last sweep.
     effective: effective number of the last sweep's samples, 1 to `samples`.
   """
 
@@ -119,8 +120,9 @@ def impute(
   decode: Callable[[Array], Array],
   likelihood: Likelihood,
   log_prior: Callable[[Array], Array] = standard_normal,
-  samples: int = 64,
-  sweeps: int = 10,
+  start: Float[Array, "..."] | float = 0.0,
+  samples: int = 16,
+  sweeps: int = 100,
 ) -> Imputed:
   """Missing pixels by importance resampling, iterated; traceable.
 
@@ -140,17 +142,20 @@ def impute(
     decode: z [n z] -> the likelihood's parameters [n ... outputs].
     likelihood: of values that are independent given z.
     log_prior: z [samples b z] -> log p(z) [samples b]; by default of N(0, I).
+    start: what is filled in before the first sweep.
     samples: of z in each sweep.
-    sweeps: how many times q looks at what was filled in.
+    sweeps: how many times q looks at what was filled in. A chain starts far away: few
+      sweeps of many samples stay there.
   """
-  b, x = len(x), jnp.where(seen, x, 0.0)
+  b, x = len(x), jnp.where(seen, x, start)
 
   def log_seen(out):
     """Log p(seen x | z): every value is an example of its own, then a masked sum."""
     each = likelihood.log_prob(out.reshape(-1, 1, out.shape[-1]), x.reshape(-1, 1))
     return jnp.where(seen, each.reshape(x.shape), 0.0).reshape(b, -1).sum(-1)
 
-  def sweep(filled, key):
+  def sweep(carry, at):
+    (filled, total, _), (key, counts) = carry, at
     noise, pick = jax.random.split(key)
     mean, logvar = encode(filled)
     z = jax.random.normal(noise, (samples, *mean.shape))
@@ -162,8 +167,13 @@ def impute(
     chosen = jax.random.categorical(pick, log_w, axis=0)
     sample = jnp.where(seen, x, modes[chosen, jnp.arange(b)])
     weights = jax.nn.softmax(log_w, axis=0)
-    mean = jnp.where(seen, x, jnp.einsum("kb,kb...->b...", weights, modes))
-    return sample, Imputed(mean, sample, 1.0 / (weights**2).sum(0))
+    mean = jnp.einsum("kb,kb...->b...", weights, modes)
+    effective = 1.0 / (weights**2).sum(0)
+    return (sample, total + counts * mean, effective), None
 
-  _, history = jax.lax.scan(sweep, x, jax.random.split(key, sweeps))
-  return jax.tree.map(lambda leaf: leaf[-1], history)
+  first = sweeps // 2
+  counts = jnp.where(jnp.arange(sweeps) >= first, 1.0 / (sweeps - first), 0.0)
+  at = jax.random.split(key, sweeps), counts
+  carry, _ = jax.lax.scan(sweep, (x, jnp.zeros_like(x), jnp.zeros(b)), at)
+  sample, mean, effective = carry
+  return Imputed(jnp.where(seen, x, mean), sample, effective)
