@@ -143,7 +143,7 @@ def r3gan_networks(*widths: int, blocks: int, patch: int = 1) -> dict:
 
 def set_networks(config: Any, networks: dict) -> None:
   """Other networks for a GAN; all else that `config.model` says stays."""
-  theirs = {*conv_networks(0), *r3gan_networks(blocks=0)}
+  theirs = {*conv_networks(0), *r3gan_networks(blocks=0), "spectral_norm"}
   rest = {k: v for k, v in config.model.items() if k not in theirs}
   config.model = ConfigDict({**rest, **networks})
 

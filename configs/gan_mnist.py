@@ -69,7 +69,8 @@ def conditional(config):
 
 def dcgan(config):
   """Published rates of DCGAN: Adam at 2e-4 with b1 = 0.5."""
-  common.set_networks(config, common.conv_networks(32) | {"net": "dcgan"})
+  networks = {"net": "dcgan", "spectral_norm": True}  # of the discriminator
+  common.set_networks(config, common.conv_networks(32) | networks)
   config.train_steps = config.save_steps = config.sample_steps = 1000
   config.loss.update(gan="hinge", r1_gamma=0.0, r2=False)
   config.ema_decay = 0.99

@@ -32,6 +32,21 @@ def test_normalised_layers_do_not_change_with_the_scale_of_their_kernels():
     np.testing.assert_allclose(layer.apply({"params": ten}, x), y, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", sorted(baselines.PAIRS))
+def test_a_switch_takes_the_normalisation_away_and_keeps_the_parameters(name):
+  _, make = baselines.PAIRS[name]
+  x, label = jax.random.normal(key(0), (2, 16, 16, 3)), jnp.array([0, 2])
+  nets = {on: make(8, 3, spectral_norm=on) for on in (True, False)}
+  params = nets[True].init(key(1), x, label)["params"]
+  tree = jax.tree.structure(nets[False].init(key(1), x, label)["params"])
+  assert jax.tree.structure(params) == tree
+  last = {**params["logit"], "kernel": 10 * params["logit"]["kernel"]}
+  ten = {**params, "logit": last}
+  run = lambda net, p: net.apply({"params": p}, x, label)
+  moved = {on: np.abs(run(net, ten) - run(net, params)) for on, net in nets.items()}
+  assert moved[True].max() < 1e-4 < 1e-2 < moved[False].max()
+
+
 def count(module, *shapes):
   made = jax.eval_shape(lambda: init_params(module, key(0), *shapes))
   return sum(x.size for x in jax.tree.leaves(made))

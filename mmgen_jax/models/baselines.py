@@ -1,6 +1,6 @@
 """Older GAN networks to compare with: DCGAN and SNGAN's residual ones.
 
-Discriminators are spectrally normalised. Nothing crosses the batch and nothing is kept
+Discriminators are spectrally normalised, or plain. Nothing crosses the batch and nothing is kept
 between steps: generators have group normalisation where the papers have batch
 normalisation, and the power iterations start anew at every use. All take and give grids
 [b h w c], with 4 to 7 positions a side at the coarsest.
@@ -77,14 +77,14 @@ def _coarsest(z, condition: Condition, shape, up: int, width: int, classes: int,
   return x.reshape(len(z), h, w, width)
 
 
-def _logits(h: Float[Array, "b d"], condition: Condition, classes: int, features: bool):
+def _logits(net, h: Float[Array, "b d"], condition: Condition, features: bool):
   """A linear map of h, plus <embedding of the condition, h>; with `features`, h too."""
-  h = h.astype(jnp.float32)
-  logits = SNDense(1, name="logit")(h)[:, 0]
+  h, dense = h.astype(jnp.float32), SNDense if net.spectral_norm else Dense
+  logits = dense(1, name="logit")(h)[:, 0]
   if condition is not None:
     if is_label(condition):
-      condition = jax.nn.one_hot(condition, classes)
-    embedded = SNDense(h.shape[-1], use_bias=False, name="embed")(condition)
+      condition = jax.nn.one_hot(condition, net.classes)
+    embedded = dense(h.shape[-1], use_bias=False, name="embed")(condition)
     logits += (embedded * h).sum(-1)
   return (logits, h) if features else logits
 
@@ -126,19 +126,21 @@ class DCGenerator(nn.Module):
 class DCDiscriminator(nn.Module):
   """4x4 convolutions of stride 2, spectrally normalised: DCGAN upside down.
 
-  Attributes: those of DCGenerator; `width` is that of the first convolution.
+  Attributes: those of DCGenerator; `width` is that of the first convolution;
+  `spectral_norm`: of all kernels, or of none.
   """
 
   width: int = 64
   classes: int = 0
   dtype: DTypeLike = jnp.float32
+  spectral_norm: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], condition=None, features=False):
+    conv = partial(SNConv if self.spectral_norm else Conv, dtype=self.dtype)
     for stage in range(stages(x.shape[1], x.shape[2], 1)):
-      width = self.width * 2**stage
-      x = leaky_relu(SNConv(width, (4, 4), (2, 2), dtype=self.dtype)(x))
-    return _logits(x.reshape(len(x), -1), condition, self.classes, features)
+      x = leaky_relu(conv(self.width * 2**stage, (4, 4), (2, 2))(x))
+    return _logits(self, x.reshape(len(x), -1), condition, features)
 
 
 def _larger(x: Array) -> Array:
@@ -181,22 +183,24 @@ class ResDiscriminator(nn.Module):
 
   Miyato et al., 2018, table 4; published width 128. Features are summed over positions.
 
-  Attributes: those of ResGenerator.
+  Attributes: those of ResGenerator; `spectral_norm` as of DCDiscriminator.
   """
 
   width: int = 128
   classes: int = 0
   dtype: DTypeLike = jnp.float32
+  spectral_norm: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], condition=None, features=False):
-    conv = partial(SNConv, self.width, dtype=self.dtype)
+    layer = SNConv if self.spectral_norm else Conv
+    conv = partial(layer, self.width, dtype=self.dtype)
     for block in range(4):
       shrink = _smaller if block < 2 else lambda x: x
       h = conv((3, 3))(nn.relu(x) if block else x)
       h = shrink(conv((3, 3))(nn.relu(h)))
       x = h + (shrink(conv((1, 1))(x)) if block < 2 else x)
-    return _logits(nn.relu(x).sum((1, 2)), condition, self.classes, features)
+    return _logits(self, nn.relu(x).sum((1, 2)), condition, features)
 
 
 PAIRS = {

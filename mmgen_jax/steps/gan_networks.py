@@ -45,7 +45,7 @@ def _pair(config, modality: Modality, dtype) -> tuple[nn.Module, nn.Module]:
     gen, disc = baselines.PAIRS[net]
     return (
       gen((h, w), c, wide, m.classes, dtype),
-      disc(disc_wide, m.classes, dtype),
+      disc(disc_wide, m.classes, dtype, m.get("spectral_norm", True)),
     )
   raise ValueError(f"model.net must be one of {NETS}, got {net!r}")
 
@@ -77,7 +77,9 @@ def build(
   """Generator and discriminator of the modality that `config.model.modality` names.
 
   `config.model.net` is one of `NETS`; "conv" where it is not there. That one takes and
-  gives values of the modality, the others grids. `config.model.condition` names the
+  gives values of the modality, the others grids. `config.model.spectral_norm`, where it
+  is there, says whether discriminators of "dcgan" and "resnet" have it.
+  `config.model.condition` names the
   modalities of the condition, `config.model.classes` is the number of classes; either
   may be nothing.
 
