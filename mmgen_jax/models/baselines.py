@@ -1,7 +1,7 @@
 """Older GAN networks to compare with: DCGAN and SNGAN's residual ones.
 
-Discriminators are spectrally normalised, or plain. Nothing crosses the batch and nothing is kept
-between steps: generators have group normalisation where the papers have batch
+Discriminators are spectrally normalised, or plain. Nothing crosses the batch and nothing
+is kept between steps: generators have group normalisation where the papers have batch
 normalisation, and the power iterations start anew at every use. All take and give grids
 [b h w c], with 4 to 7 positions a side at the coarsest.
 """
