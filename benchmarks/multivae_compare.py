@@ -241,9 +241,8 @@ def main():
     config.batch_size = args.batch_size if name == "mopoe" else config.batch_size
     if name == "mopoe":
       config.augment, config.ema_decay = {}, 0.0
-      config.optim.update(
-        learning_rate=RATE, b2=0.999, warmup_steps=0, decay="constant"
-      )
+      adam = {"name": "adam", "b2": 0.999, "warmup_steps": 0, "decay": "constant"}
+      config.optim.update(learning_rate=RATE, **adam)
     options = config.data.options.to_dict()
     load = lambda split, options=options: datasets.load(
       "polydigits", split, args.data_dir, **options

@@ -32,9 +32,9 @@ from configs import common
 def get_config(arg=None):
   config = common.defaults("fusion")
   config.batch_size = 32
-  config.train_steps = 16_000
+  config.train_steps = 10_000
   config.updates_per_dispatch = config.log_steps = 20
-  config.save_steps = config.sample_steps = 4000
+  config.save_steps = config.sample_steps = 2500
   config.ema_decay = 0.998
   config.data.name = "polydigits"
   config.data.options = {"backgrounds": 5, "train_examples": 20_000}
@@ -48,7 +48,7 @@ def get_config(arg=None):
   config.loss.adversarial = ()
   config.loss.cross, config.loss.prior_rate = 4.0, 0.001
   config.optim = common.optim(
-    2e-3, b2=0.99, warmup_steps=100, decay="cosine", decay_steps=16_000
+    4e-3, name="muon", b2=0.99, warmup_steps=100, decay="cosine", decay_steps=10_000
   )
   config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
   config.eval.update(num_examples=1000, batch_size=100, subsets="ring")
