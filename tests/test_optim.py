@@ -98,3 +98,10 @@ def test_muon_halves_the_steps_of_an_ill_conditioned_fit():
 def test_an_unknown_name_is_refused():
   with pytest.raises(ValueError, match=r"one of \['adam', 'adamw', 'muon', 'sgd'\]"):
     optim.make_optimizer(common.optim(0.1, name="lion"))
+
+
+@pytest.mark.parametrize("n", [0, 1, 511, 512, 5000])
+def test_lengths_are_euclidean(n):
+  x = np.random.default_rng(0).normal(size=n).astype(np.float32)
+  got = jax.jit(optim._length)(x)
+  assert float(got) == pytest.approx(np.linalg.norm(x.astype(np.float64)), rel=1e-6)
