@@ -90,6 +90,11 @@ def test_an_unknown_real_and_a_share_that_is_none_are_refused():
   config.loss.update(real="data", prior_share=1.5)
   with pytest.raises(ValueError, match="between 0 and 1, got 1.5"):
     fusion.build(config, MODALITIES)
+  config.loss.update(prior_share=1.0, adversarial_fraction=0)
+  with pytest.raises(
+    ValueError, match="adversarial_fraction must be at least 1, got 0"
+  ):
+    fusion.build(config, MODALITIES)
 
 
 @pytest.mark.parametrize("share, of_a_part", [(0.0, 8), (0.5, 4), (1.0, 0)])

@@ -49,7 +49,7 @@ def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators
   Raises:
     ValueError: if an adversarial modality is unknown, or is text (its samples are
       discrete: no gradient passes), or `loss.posterior` or `loss.real` is unknown, or
-      `loss.prior_share` is no share.
+      `loss.prior_share` is no share, or `loss.adversarial_fraction` is below 1.
   """
   m, dtype = config.model, jnp.bfloat16 if config.bfloat16 else jnp.float32
   for name in config.loss.adversarial:
@@ -65,6 +65,8 @@ def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators
       raise ValueError(f"loss.{field} must be one of {known}, got {chosen!r}")
   if not 0.0 <= (share := config.loss.get("prior_share", 0.5)) <= 1.0:
     raise ValueError(f"loss.prior_share must be between 0 and 1, got {share}")
+  if (fraction := config.loss.get("adversarial_fraction", 1)) < 1:
+    raise ValueError(f"loss.adversarial_fraction must be at least 1, got {fraction}")
   vae = MultimodalVAE(
     dict(modalities),
     m.latent,
