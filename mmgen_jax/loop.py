@@ -95,6 +95,16 @@ def check_labels(config, examples: Examples) -> None:
       )
 
 
+def check_count(config, examples: Examples) -> None:
+  """Raises ValueError if `loss.examples` (of beta-TC) is not how many there are."""
+  said = config.get("loss", {}).get("examples", len(examples))
+  if said != len(examples):
+    raise ValueError(
+      f"loss.examples is {said}; {examples.name}/{examples.split} has {len(examples)},"
+      " of which the densities of beta-TC are"
+    )
+
+
 def make_feed(config, examples: Examples, attempt: int = 0) -> feeds.Feed:
   """The training feed of a config, for this process.
 
@@ -156,6 +166,7 @@ def train(
   if first := config.data.get("first", 0):
     examples = examples.first(first)
   check_labels(config, examples)
+  check_count(config, examples)
   init_key, key = jax.random.split(jax.random.key(config.seed))
 
   @jax.jit

@@ -113,6 +113,14 @@ def test_labels_that_fit_the_data_are_not():
   loop.check_labels(tiny.config(), tiny.examples())
 
 
+def test_how_many_examples_a_loss_takes_for_all_is_checked():
+  data = tiny.examples()
+  loop.check_count(tiny.config(), data)
+  loop.check_count(tiny.config(loss={"examples": len(data)}), data)
+  with pytest.raises(ValueError, match=rf"loss.examples is 7; .* has {len(data)}"):
+    loop.check_count(tiny.config(loss={"examples": 7}), data)
+
+
 @pytest.mark.parametrize(
   ("feed", "parallel"), [("resident", "jit"), ("streamed", "jit"), ("resident", "pmap")]
 )
