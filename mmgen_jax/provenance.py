@@ -22,14 +22,17 @@ PACKAGES = (
 
 
 def write_atomically(path, text: str) -> None:
-  """Writes a text file so that a kill leaves the old one or the new one.
+  """Writes a text file so that a kill, or a lost machine, leaves the old or the new one.
 
   The temporary name is random: in containers every process may have the same id.
   """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f"{path.name}.tmp{secrets.token_hex(8)}")
-  temporary.write_text(text)
+  with open(temporary, "w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())  # else the name may reach the disk before the text
   os.replace(temporary, path)
 
 
