@@ -11,7 +11,8 @@ the reconstruction error stays in pixels, and the prior is a learned mixture.
 Variants: `:vae`, the same encoder, decoder and prior with no discriminator; it makes
 more updates, for about the same time. `:standard`, where the prior is N(0, I) and the
 discriminator has only samples of it to judge, beside reconstructions; `:standard,vae`.
-`:continued` from a VAE trained before.
+`:continued` from a VAE trained before. Expected of `:standard`, after 6 minutes on a CPU
+core: Frechet distance 5 to 6 and an error of .0145, its VAE's 27 to 30 and .0133.
 """
 
 from configs import common
