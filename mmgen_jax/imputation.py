@@ -53,12 +53,12 @@ def halves(
   seen = np.ones(held_out.shape, bool)
   seen[:, held_out.shape[1] // 2 :] = False
 
-  def encode(x):
-    means, logvars = apply(net, params["vae"], {name: x}, method="encode")
-    return means[0], logvars[0]
-
   @jax.jit
-  def run(stored, key):
+  def run(params, stored, key):
+    def encode(x):
+      means, logvars = apply(net, params["vae"], {name: x}, method="encode")
+      return means[0], logvars[0]
+
     first, second = jax.random.split(key)
     has = jnp.ones(len(stored), bool)
     batch = {name: to_model(modalities[name], stored), "mask": {name: has}}
@@ -78,7 +78,7 @@ def halves(
       start=typical,
     )
 
-  x, made = jax.device_get(run(held_out, jax.random.key(seed)))
+  x, made = jax.device_get(run(params, held_out, jax.random.key(seed)))
   error = lambda filled: float(np.square(filled - x)[~seen].mean())
   found = {
     "mean": error(made.mean),
