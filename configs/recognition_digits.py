@@ -8,6 +8,11 @@ the six speakers is never heard in training. Every layer of `mmgen_jax.fusion.fe
   python launch.py --config=configs/recognition_digits.py --workdir=runs/recognition
   python benchmarks/recognition_digits.py --workdir=runs/recognition_digits
 
+Every layer beside each modality alone, three seeds, compared on one page:
+
+  python launch.py --mode=compare --workers=2 --config=configs/recognition_digits.py \
+    --workdir=runs/layers
+
 Variants: `:image`, `:sound` (one modality alone); the name of any fusion layer (`:gated`,
 `:concat`, ...); `:balance` (gradient modulation); `:fused` (no own heads, no modality
 dropout: what fusion is without them).
@@ -78,6 +83,20 @@ def get_config(arg=None):
     fused=fused,
     smoke=smoke,
   )
+
+
+def get_sweep(arg=None):
+  """Every layer, and as baselines each modality alone; three seeds."""
+  return [
+    {
+      "name": name,
+      "seed": seed,
+      "config": f"{__file__}:{','.join(filter(None, [name, arg]))}",
+      "baseline": name in ("image", "sound"),
+    }
+    for seed in range(3)
+    for name in ("image", "sound", *LAYERS)
+  ]
 
 
 def fusion(config, name):

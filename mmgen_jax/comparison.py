@@ -15,6 +15,7 @@ import numpy as np
 from scipy import special
 
 from mmgen_jax import records
+from mmgen_jax.metrics.robustness import excess_robustness, relative_robustness
 
 LEVEL = 0.95
 # Names of metrics, as patterns. What is in neither has no better side: how a network
@@ -265,3 +266,52 @@ def gaps(runs: Sequence[Run], among: Sequence[str] = ("train",)) -> list[Gap]:
     Gap(metric, given, target, split, {m: summary(v) for m, v in cells.items()})
     for (metric, given, target, split, _), cells in found.items()
   ]
+
+
+class Robustness(NamedTuple):
+  """How methods bear one kind of damage, each given all inputs that it has.
+
+  Attributes:
+    metric: "robustness/<label>/<modality>/<kind>".
+    baseline: the one that is most accurate without damage; None if none has the curve.
+    relative: {method: Summary of the areas under accuracy over severity}.
+    effective: {method: Summary of the accuracy beyond what the baseline's fall leaves}.
+  """
+
+  metric: str
+  baseline: str | None
+  relative: dict[str, Summary]
+  effective: dict[str, Summary]
+
+
+def robustness(runs: Sequence[Run], split: str) -> list[Robustness]:
+  """Every kind of damage that was tested on a split, from the curves in records.
+
+  Relative and effective robustness of Liang et al., 2021 (`metrics.robustness`), the
+  latter against the mean curve of a baseline. Curves are of one kind where severities,
+  examples and their number are.
+  """
+  found: dict[tuple, dict[str, list[np.ndarray]]] = {}
+  for run in runs:
+    of = [r for r in run.records if r["metric"].startswith("robustness/")]
+    of = [r for r in of if r["data"]["split"] == split]
+    if not of or not run.shown or run.status != "finished":
+      continue
+    most = max(len(r["given"]) for r in of)
+    for r in of:
+      if len(r["given"]) == most:
+        data, strengths = r["data"]["fingerprint"], tuple(r["reference"]["strengths"])
+        place = found.setdefault((r["metric"], data, r["samples"], strengths), {})
+        place.setdefault(run.method, []).append(np.array(r["curve"]))
+  marked, out = {r.method for r in runs if r.baseline}, []
+  for (metric, *_), curves in found.items():
+    means = {m: np.mean(c, axis=0) for m, c in curves.items()}
+    baseline = max(marked & curves.keys(), key=lambda m: means[m][0], default=None)
+    relative = {m: summary(map(relative_robustness, c)) for m, c in curves.items()}
+    effective = {
+      m: summary(excess_robustness(x, means[baseline]) for x in c)
+      for m, c in curves.items()
+      if baseline not in (None, m)
+    }
+    out.append(Robustness(metric, baseline, relative, effective))
+  return out

@@ -286,6 +286,42 @@ def test_methods_stand_against_the_best_baseline_of_each_measure():
   assert "Against baselines" in page and "against a" in page
 
 
+def fall(method, seed, curve, given, baseline=False):
+  """A run with one curve under damage, and another of fewer inputs."""
+  about = {"target": "digit", "curve": curve, "reference": {"strengths": [0, 1, 2]}}
+  metric = "robustness/digit/image/noise"
+  rs = [record(metric, 0.0, given, **about)]
+  rs.append(record(metric, 0.0, (), **about | {"curve": [0.1, 0.1, 0.1]}))
+  return run(method, seed, rs, baseline=baseline)
+
+
+def test_robustness_is_of_all_inputs_against_the_most_accurate_baseline():
+  both = ("image", "sound")
+  runs = [fall("eye", s, [0.8, 0.6, 0.4], ["image"], baseline=True) for s in range(2)]
+  runs += [fall("blind", 0, [0.5, 0.5, 0.5], ["image"], baseline=True)]
+  runs += [fall("two", s, [0.9, 0.8 + 0.1 * s, 0.7], both) for s in range(2)]
+  (found,) = comparison.robustness(runs, "test")
+  assert found.baseline == "eye" and found.effective.keys() == {"blind", "two"}
+  assert found.relative["eye"].mean == pytest.approx(0.6)
+  assert found.relative["two"].values == pytest.approx((0.8, 0.85))
+  # As "eye" falls, .9, .7, .5 would be left.
+  assert found.effective["two"].values == pytest.approx((0.3 / 3, 0.4 / 3))
+  page = compare.render(compare.compare(runs, "x"))
+  assert "effective against eye" in page and "+11.7" in page
+  (alone,) = comparison.robustness([r._replace(baseline=False) for r in runs], "test")
+  assert alone.baseline is None and not alone.effective
+  assert not comparison.robustness(runs, "train")
+
+
+def test_curves_over_other_severities_stand_apart():
+  runs = [fall("a", 0, [0.8, 0.6, 0.4], ["image"], baseline=True)]
+  runs += [fall("b", 0, [0.8, 0.6, 0.4], ["image"])]
+  for r in runs[1].records:
+    r["reference"] = {"strengths": [0, 2, 3]}
+  found = comparison.robustness(runs, "test")
+  assert len(found) == 2 and not any(k.effective for k in found)
+
+
 def test_advice_calls_a_tie_a_tie():
   runs = study(a=10.0, b=100.0)
   for r in runs:

@@ -49,6 +49,7 @@ def render(c: Compared, pairs: Mapping[str, barriers.Curves] | None = None) -> s
     ("pareto", "Cost against quality", _pareto(c)),
     ("stability", "Stability", _stability(c)),
     ("generalisation", "Generalisation", _generalisation(c)),
+    ("robustness", "Robustness", _robustness(c)),
     ("cost", "Cost", _cost(c)),
     ("barriers", "Barriers", barriers.section(pairs or {})),
     ("all", "All measures", _all(c)),
@@ -271,6 +272,37 @@ def _generalisation(c: Compared) -> str:
     caption += "; above 0: it generalises that much less</small>"
     parts += _rows(rows, ["", *map(esc, order)], caption)
   return page.section("generalisation", "Generalisation", *parts)
+
+
+def _robustness(c: Compared) -> str:
+  found = comparison.robustness(c.runs, c.split)
+  methods = [m for m in c.methods if any(m in k.relative for k in found)]
+  rows = []
+  for k in found:
+    name = esc(k.metric.removeprefix("robustness/").replace("/", ", "))
+    against = (
+      f"<small>effective against {esc(k.baseline)}</small>" if k.baseline else ""
+    )
+    cells = [_robust_cell(k, m) if m in k.relative else DASH for m in methods]
+    rows.append([name + against, *cells])
+  lead = (
+    "Relative: the mean accuracy over severities of damage, of one input at a time,"
+  )
+  lead += " all inputs given. Effective, below it: how much higher accuracy stands than"
+  lead += " if it fell as the baseline's does, with the interval over seeds."
+  table = page.table(["", *map(esc, methods)], rows) if rows else ""
+  return page.section("robustness", "Robustness", table, lead=esc(lead))
+
+
+def _robust_cell(k: comparison.Robustness, method: str):
+  """Relative robustness; effective, signed, below it; tinted where that is above 0."""
+  text = f"{100 * k.relative[method].mean:.1f} %"
+  if method not in k.effective:
+    return text
+  s = k.effective[method]
+  bounds = f" ({100 * s.low:+.1f} to {100 * s.high:+.1f})" if len(s.values) > 1 else ""
+  text += f"<small>{100 * s.mean:+.1f}{bounds}</small>"
+  return (text, 0.22) if s.low > 0 else text
 
 
 def _cost(c: Compared) -> str:

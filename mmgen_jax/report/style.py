@@ -166,7 +166,7 @@ thead th {
 }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 tbody th { font-weight: 540; }
-td small { display: block; color: var(--faint); font-weight: 400; }
+td small, tbody th small { display: block; color: var(--faint); font-weight: 400; }
 td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 240px; }
 .heat { background: rgb(var(--wash) / var(--h)); }
 .heat small { color: var(--soft); }
