@@ -77,6 +77,7 @@ def fusion_loss() -> Any:
     {
       "posterior": "poe",  # or "mopoe"
       "subset_power": 3.0,  # a part of k modalities is drawn with p ~ k^-power
+      "parts": 1,  # drawn of each example
       "beta": 1.0,
       "alignment": 1.0,
       "cross": 1.0,

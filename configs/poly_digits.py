@@ -82,6 +82,8 @@ def on_our_range(posterior):
 
 def missing(config):
   config.data.missing_rate = 0.5
+  if config.family == "fusion":
+    config.loss.parts = 3
 
 
 def likelihood(config):

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,6 +77,29 @@ def test_subsets_are_uniform_over_those_that_are_present():
 
 def test_nothing_present_gives_the_empty_subset():
   assert not fuse.random_subset(keys(5), np.zeros((3, 5), bool)).any()
+
+
+def test_those_that_are_there_stand_in_for_those_that_are_not():
+  present = np.array([[1, 1, 1, 1], [1, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1]], bool).T
+  part = np.zeros_like(present)
+  part[3] = True
+  got = np.asarray(fuse.stand_ins(part, present)).T
+  want = [[1, 1, 1, 1], [1.5, 1.5, 0, 1], [0, 3, 0, 1], [0, 0, 0, 1]]
+  np.testing.assert_allclose(got, want)
+  everything = np.asarray(fuse.stand_ins(present, present))
+  np.testing.assert_array_equal(everything, present)
+  assert not np.any(fuse.stand_ins(np.zeros((4, 1), bool), np.zeros((4, 1), bool)))
+
+
+def test_stand_ins_leave_the_targets_of_complete_data_where_a_part_is_drawn_first():
+  """Over patterns that leave some target, outside targets count as in complete data."""
+  m, weights = 4, []
+  for pattern in itertools.product([False, True], repeat=m - 1):
+    present = np.array([True, *pattern])[:, None]
+    if any(pattern):
+      part = np.eye(m, dtype=bool)[:, :1]
+      weights.append(np.asarray(fuse.stand_ins(part, present))[:, 0])
+  np.testing.assert_allclose(np.mean(weights, axis=0), np.ones(m), rtol=1e-6)
 
 
 def test_mixture_draws_products_of_the_subset_that_it_names():

@@ -9,6 +9,7 @@ import pytest
 from tiny_models import BATCH, tiny
 
 from configs import common
+from mmgen_jax.fusion import model as fuse
 from mmgen_jax.steps import STEPS
 
 FAMILIES = sorted(STEPS)
@@ -103,6 +104,21 @@ def test_of_a_modality_that_is_never_there_fusion_moves_nothing_else(posterior):
   for part in ("encoders", "decoders"):
     assert max(jax.tree.leaves(moved[f"{part}_sound"])) == 0.0
     assert max(jax.tree.leaves(moved[f"{part}_image"])) > 0.0
+
+
+def test_what_a_part_tells_is_weighed_by_stand_ins_among_what_is_decoded(monkeypatch):
+  *_, metrics = one_update("fusion")
+  weigh, seen = fuse.stand_ins, []
+
+  def twice(part, present):
+    seen.append(present)
+    return 2.0 * weigh(part, present)
+
+  monkeypatch.setattr(fuse, "stand_ins", twice)
+  *_, more = one_update("fusion")
+  assert metrics["fusion/cross"] != 0
+  np.testing.assert_allclose(more["fusion/cross"], 2 * metrics["fusion/cross"], 1e-5)
+  assert all(len(x) == 2 for x in seen)  # sound and word; images are judged instead
 
 
 @pytest.mark.parametrize("posterior", ["poe", "mopoe"])

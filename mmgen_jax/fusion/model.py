@@ -107,6 +107,23 @@ def random_subset(
   return subsets[choice].T & present
 
 
+def stand_ins(
+  part: Bool[Array, "m b"], present: Bool[Array, "m b"]
+) -> Float[Array, "m b"]:
+  """How much each modality counts as a target of what a part of an example tells.
+
+  Those in the part: 1. Of the others, those that are there also stand for those that are
+  not: each counts (modalities outside the part) / (those of them that are there), 1 in a
+  complete example. Otherwise missing data take targets from what a part has to tell of
+  others and leave it those of itself. Without knowing why data are missing: where rates
+  are known, 1 / rate would be exact (Horvitz and Thompson, "A generalization of sampling
+  without replacement from a finite universe", 1952).
+  """
+  outside = present & ~part
+  count = jnp.maximum(outside.sum(0), 1)
+  return jnp.where(outside, (~part).sum(0) / count, part & present)
+
+
 def random_expert(
   keys: Key[Array, "b"], present: Bool[Array, "m b"]
 ) -> Bool[Array, "m b"]:

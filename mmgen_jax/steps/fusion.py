@@ -49,7 +49,8 @@ def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators
   Raises:
     ValueError: if an adversarial modality is unknown, or is text (its samples are
       discrete: no gradient passes), or `loss.posterior` or `loss.real` is unknown, or
-      `loss.prior_share` is no share, or `loss.adversarial_fraction` is below 1.
+      `loss.prior_share` is no share, or `loss.adversarial_fraction` or `loss.parts` is
+      below 1.
   """
   m, dtype = config.model, jnp.bfloat16 if config.bfloat16 else jnp.float32
   for name in config.loss.adversarial:
@@ -65,8 +66,9 @@ def build(config, modalities: Modalities) -> tuple[MultimodalVAE, Discriminators
       raise ValueError(f"loss.{field} must be one of {known}, got {chosen!r}")
   if not 0.0 <= (share := config.loss.get("prior_share", 0.5)) <= 1.0:
     raise ValueError(f"loss.prior_share must be between 0 and 1, got {share}")
-  if (fraction := config.loss.get("adversarial_fraction", 1)) < 1:
-    raise ValueError(f"loss.adversarial_fraction must be at least 1, got {fraction}")
+  for field in ("adversarial_fraction", "parts"):
+    if (count := config.loss.get(field, 1)) < 1:
+      raise ValueError(f"loss.{field} must be at least 1, got {count}")
   vae = MultimodalVAE(
     dict(modalities),
     m.latent,
@@ -116,7 +118,7 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   augment = make_augment(config, modalities)
   plain = [name for name in names if name not in loss.adversarial]
   reconstructed = loss.get("real", "data") == "reconstructions"
-  one_judged = loss.get("adversarial_fraction", 1)
+  one_judged, parts = loss.get("adversarial_fraction", 1), loss.get("parts", 1)
   judged = partial(one_in, one_judged, field="loss.adversarial_fraction")
 
   def reconstruction(outputs, values, mask):
@@ -130,34 +132,44 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   def modes(outputs):
     return {name: vae.likelihood(name).mode(outputs[name]) for name in loss.adversarial}
 
+  def told(outputs, subset, values, mask):
+    """Weighted log p(x_m | z_part) [b], of the modalities that are decoded for it."""
+    rows = jnp.array([names.index(name) for name in plain], int)
+    counts = dict(zip(plain, fuse.stand_ins(subset[rows], mask[rows]), strict=True))
+    logps = reconstruction(outputs, values, mask)
+    return sum((counts[n] * x for n, x in logps.items()), jnp.zeros(mask.shape[1]))
+
   def elbo_terms(params, prior, values, mask, keys):
     """Everything that one pass gives: terms {name: [b]}, z, and (generated, real) values.
 
     Generated: decoded from the prior for a share of the examples, at random, and from a
     random subset's posterior for the others.
     """
-    k = jax.vmap(lambda key: jax.random.split(key, 6))(keys)
+    k = jax.vmap(lambda key: jax.random.split(key, 4 + 2 * parts))(keys)
+    more = range(6, 4 + 2 * parts, 2)  # keys of parts after the first
+    of_subsets, of_parts = k[:, [0, *more]].T, k[:, [2, *(i + 1 for i in more)]].T
     net = partial(apply, vae, params)
     means, logvars = net(augment(k[:, 4], values), method="encode")
-    subset = fuse.random_subset(k[:, 0], mask, power=loss.subset_power)
-    # Of everything, of a part, of nothing (which is the prior): one draw for all three.
-    masks = jnp.stack([mask, subset, jnp.zeros_like(mask)])
+    draw = partial(fuse.random_subset, present=mask, power=loss.subset_power)
+    subsets = jax.vmap(draw)(of_subsets)
+    # Of everything, of nothing (which is the prior), of parts: one draw for all of them.
+    masks = jnp.concatenate([jnp.stack([mask, jnp.zeros_like(mask)]), subsets])
     posteriors = jax.vmap(partial(prior_lib.posterior, prior, means, logvars))(masks)
-    zs = jax.vmap(prior_lib.sample_mixture)(k[:, 1:4].T, posteriors)
-    z_full, z_part, z_prior = zs
-    full, part, _ = (jax.tree.map(lambda x, i=i: x[i], posteriors) for i in range(3))
-    q, z = (full, z_full) if loss.posterior == "poe" else (part, z_part)
+    draws = jnp.concatenate([k[:, [1, 3]].T, of_parts])
+    z_full, z_prior, *z_parts = jax.vmap(prior_lib.sample_mixture)(draws, posteriors)
+    full, _, part = (jax.tree.map(lambda x, i=i: x[i], posteriors) for i in range(3))
+    q, z = (full, z_full) if loss.posterior == "poe" else (part, z_parts[0])
     # By the example's key, not its place: microbatches cut the batch differently.
     pick = partial(jax.random.bernoulli, p=loss.get("prior_share", 0.5))
     from_prior = jax.vmap(pick)(k[:, 5])[:, None]
-    z_fake = judged(jnp.where(from_prior, z_prior, z_part))
+    z_fake = judged(jnp.where(from_prior, z_prior, z_parts[0]))
     both = net(pair(z, z_fake), loss.adversarial, method="decode")
     outputs, others = unpair(both, one_judged)
-    if loss.cross:
-      more, crossed = unpair(net(pair(z, z_part), plain, method="decode"))
-    else:
-      more, crossed = net(z, plain, method="decode"), {}
-    outputs |= more
+    # An example's side by side: what is sharded over devices stays where it is.
+    zs = jnp.stack([z, *z_parts] if loss.cross else [z], 1)
+    decoded = net(zs.reshape(-1, z.shape[-1]), plain, method="decode")
+    decoded = jax.tree.map(lambda x: x.reshape(*zs.shape[:2], *x.shape[1:]), decoded)
+    outputs |= jax.tree.map(lambda x: x[:, 0], decoded)
     logps = reconstruction(outputs, values, mask)
     kl = prior_lib.log_prob_mixture(q, z) - prior_lib.log_prob(prior, z)
     terms = {f"logp_{name}": logp for name, logp in logps.items()}
@@ -166,9 +178,13 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     terms |= {f"share_{name}": share for name, share in zip(names, shares, strict=True)}
     target, at = jax.lax.stop_gradient((full, z_full))
     logq = partial(prior_lib.log_prob_mixture, z=at)
-    terms["alignment"] = logq(target) - logq(part)
-    cross = reconstruction(crossed, values, mask)
-    terms["cross"] = sum(cross.values(), jnp.zeros(len(keys)))
+    of_each = jax.tree.map(lambda x: x[2:], posteriors)
+    terms["alignment"] = logq(target) - jax.vmap(logq)(of_each).mean(0)
+    terms["cross"] = jnp.zeros(len(keys))
+    if loss.cross:
+      tell = jax.vmap(partial(told, values=values, mask=mask), (1, 0))
+      crossed = jax.tree.map(lambda x: x[:, 1:], decoded)
+      terms["cross"] = tell(crossed, subsets).mean(0)
     reals = modes(outputs) if reconstructed else values
     reals = {name: judged(reals[name]) for name in others}
     return terms, z, (modes(others), reals)
@@ -216,22 +232,23 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   """`train_step(state, batch, key, *, axis=None) -> (state, metrics)`.
 
   VAE and discriminators move at once, from one forward pass of the decoders. The VAE
-  descends -sum_m w_m log p(x_m | z) + beta KL(q || p) + alignment KL(q_all || q_part)
-  - cross sum_m w_m log p(x_m | z_part) + adversarial_weight * (the generator's loss of
-  samples from the prior and from q_part). Every q is the prior times the experts of some
-  modalities (`models.prior.posterior`): q_all of those that an example has, q_part of a
-  random subset of them. The alignment term moves q_part only: it learns where q_all is,
-  and q_all is not asked to forget what a part cannot tell. The cross term is over the
-  modalities that have no discriminator: given a part, a likelihood wants the mean of all
-  that fits, which is right for a word and a blur for a picture, and there the
-  discriminator asks for one that is real. What is real to it: the data; or, with
-  `loss.real` "reconstructions", what is decoded from z, where data have what no z tells
-  (the grain of a background): asked for it, decoders put noise wherever no likelihood
-  holds them. What they judge beside it: for a share `loss.prior_share` of the examples a
-  sample from the prior, else one from q_part. They judge one example in
-  `loss.adversarial_fraction`: the same in expectation, for less. The prior moves by a
-  step of EM (`models.prior.rate`). Encoders see augmented inputs (`config.augment`);
-  targets are clean.
+  descends -sum_m w_m log p(x_m | z) + beta KL(q || p) + alignment KL(q_all || q_part) -
+  cross sum_m w_m s_m log p(x_m | z_part) + adversarial_weight * (the generator's loss
+  of samples from the prior and from q_part). Every q is the prior times the experts of
+  some modalities (`models.prior.posterior`): q_all of those that an example has, q_part
+  of a random subset of them. The alignment term moves q_part only: it learns where
+  q_all is, and q_all is not asked to forget what a part cannot tell. The cross term is
+  over the modalities that have no discriminator: given a part, a likelihood wants the
+  mean of all that fits, which is right for a word and a blur for a picture, and there
+  the discriminator asks for one that is real. s_m is 1 in complete examples; where some
+  are missing, the others stand in for them (`fusion.model.stand_ins`). What is real to
+  it: the data; or, with `loss.real` "reconstructions", what is decoded from z, where
+  data have what no z tells (the grain of a background): asked for it, decoders put
+  noise wherever no likelihood holds them. What they judge beside it: for a share
+  `loss.prior_share` of the examples a sample from the prior, else one from q_part. They
+  judge one example in `loss.adversarial_fraction`: the same in expectation, for less.
+  The prior moves by a step of EM (`models.prior.rate`). Encoders see augmented inputs
+  (`config.augment`); targets are clean.
 
   Of a mixture, gradients follow the component that z was drawn from. That the experts
   also move the components' probabilities adds a score term to the gradient of the ELBO;
