@@ -121,6 +121,34 @@ def test_what_a_part_tells_is_weighed_by_stand_ins_among_what_is_decoded(monkeyp
   assert all(len(x) == 2 for x in seen)  # sound and word; images are judged instead
 
 
+def test_several_parts_are_drawn_and_their_terms_averaged(monkeypatch):
+  draw, drawn = fuse.random_subset, []
+
+  def terms(parts):
+    config, _, _ = tiny("fusion")
+    loss = {**config.loss.to_dict(), "parts": parts, "subset_power": 0.0}
+    *_, metrics = one_update("fusion", loss=loss)
+    return metrics
+
+  def keep(keys, present, power):
+    part = draw(keys, present, power=power)
+    jax.debug.callback(lambda x: drawn.append(np.asarray(x)), part)
+    return part
+
+  monkeypatch.setattr(fuse, "random_subset", keep)
+  assert terms(3)["fusion/alignment"] != terms(1)["fusion/alignment"]
+  assert len({x.tobytes() for x in drawn}) == 3  # the first of three is the only one
+  # The alignment is at z given everything: of one part three times, as of it once.
+  first = lambda keys, present, power: present & (jnp.arange(3) == 2)[:, None]
+  monkeypatch.setattr(fuse, "random_subset", first)
+  of_three, of_one = terms(3), terms(1)
+  same = of_three["fusion/alignment"], of_one["fusion/alignment"]
+  np.testing.assert_allclose(*same, rtol=1e-5)
+  # The cross term is at a z of each: other draws, the same scale.
+  ratio = of_three["fusion/cross"] / of_one["fusion/cross"]
+  assert ratio != 1.0 and 0.8 < ratio < 1.25
+
+
 @pytest.mark.parametrize("posterior", ["poe", "mopoe"])
 def test_both_posteriors_learn_to_reconstruct(posterior):
   config, modalities, inputs = tiny("fusion")
@@ -183,3 +211,7 @@ def test_what_does_not_fit_is_refused_by_name():
   config.augment = {"image": {"blur": 1}}
   with pytest.raises(ValueError, match="blur"):
     STEPS["fusion"].make_train_step(config, modalities)
+  config, modalities, _ = tiny("fusion")
+  config.loss.parts = 0
+  with pytest.raises(ValueError, match="loss.parts must be at least 1, got 0"):
+    STEPS["fusion"].build(config, modalities)

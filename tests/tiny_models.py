@@ -47,6 +47,7 @@ def tiny(family, **changes):
   config.loss.update(
     posterior="poe",
     subset_power=1.0,
+    parts=2,
     beta=1.0,
     alignment=1.0,
     cross=1.0,
