@@ -91,8 +91,7 @@ def test_those_that_are_there_stand_in_for_those_that_are_not():
   assert not np.any(fuse.stand_ins(np.zeros((4, 1), bool), np.zeros((4, 1), bool)))
 
 
-def test_stand_ins_leave_the_targets_of_complete_data_where_a_part_is_drawn_first():
-  """Over patterns that leave some target, outside targets count as in complete data."""
+def test_over_patterns_that_leave_a_target_stand_ins_count_as_complete_data_do():
   m, weights = 4, []
   for pattern in itertools.product([False, True], repeat=m - 1):
     present = np.array([True, *pattern])[:, None]

@@ -236,7 +236,8 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   cross sum_m w_m s_m log p(x_m | z_part) + adversarial_weight * (the generator's loss
   of samples from the prior and from q_part). Every q is the prior times the experts of
   some modalities (`models.prior.posterior`): q_all of those that an example has, q_part
-  of a random subset of them. The alignment term moves q_part only: it learns where
+  of a random subset of them (of `loss.parts` such, drawn anew: terms are averaged; what
+  is judged is of the first). The alignment term moves q_part only: it learns where
   q_all is, and q_all is not asked to forget what a part cannot tell. The cross term is
   over the modalities that have no discriminator: given a part, a likelihood wants the
   mean of all that fits, which is right for a word and a blur for a picture, and there
