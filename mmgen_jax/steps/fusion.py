@@ -236,20 +236,21 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   cross sum_m w_m s_m log p(x_m | z_part) + adversarial_weight * (the generator's loss
   of samples from the prior and from q_part). Every q is the prior times the experts of
   some modalities (`models.prior.posterior`): q_all of those that an example has, q_part
-  of a random subset of them (of `loss.parts` such, drawn anew: terms are averaged; what
-  is judged is of the first). The alignment term moves q_part only: it learns where
-  q_all is, and q_all is not asked to forget what a part cannot tell. The cross term is
-  over the modalities that have no discriminator: given a part, a likelihood wants the
-  mean of all that fits, which is right for a word and a blur for a picture, and there
-  the discriminator asks for one that is real. s_m is 1 in complete examples; where some
-  are missing, the others stand in for them (`fusion.model.stand_ins`). What is real to
-  it: the data; or, with `loss.real` "reconstructions", what is decoded from z, where
-  data have what no z tells (the grain of a background): asked for it, decoders put
-  noise wherever no likelihood holds them. What they judge beside it: for a share
-  `loss.prior_share` of the examples a sample from the prior, else one from q_part. They
-  judge one example in `loss.adversarial_fraction`: the same in expectation, for less.
-  The prior moves by a step of EM (`models.prior.rate`). Encoders see augmented inputs
-  (`config.augment`); targets are clean.
+  of a random subset of them (`loss.parts` subsets are drawn: the alignment and cross
+  terms are means over them, all else takes the first). The alignment term moves q_part
+  only: it learns where q_all is, and q_all is not asked to forget what a part cannot
+  tell. The cross term is over the modalities that have no discriminator: given a part,
+  a likelihood wants the mean of all that fits, which is right for a word and a blur for
+  a picture, and there the discriminator asks for one that is real. s_m is 1 in complete
+  examples; where some are missing, the others stand in for them
+  (`fusion.model.stand_ins`). What is real to it: the data; or, with `loss.real`
+  "reconstructions", what is decoded from z, where data have what no z tells (the grain
+  of a background): asked for it, decoders put noise wherever no likelihood holds them.
+  What they judge beside it: for a share `loss.prior_share` of the examples a sample
+  from the prior, else one from q_part. They judge one example in
+  `loss.adversarial_fraction`: the same in expectation, for less. The prior moves by a
+  step of EM (`models.prior.rate`). Encoders see augmented inputs (`config.augment`);
+  targets are clean.
 
   Of a mixture, gradients follow the component that z was drawn from. That the experts
   also move the components' probabilities adds a score term to the gradient of the ELBO;
