@@ -83,12 +83,16 @@ def test_those_that_are_there_stand_in_for_those_that_are_not():
   present = np.array([[1, 1, 1, 1], [1, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1]], bool).T
   part = np.zeros_like(present)
   part[3] = True
-  got = np.asarray(fuse.stand_ins(part, present)).T
+  got = np.asarray(fuse.stand_ins(part, present, "iiii")).T
   want = [[1, 1, 1, 1], [1.5, 1.5, 0, 1], [0, 3, 0, 1], [0, 0, 0, 1]]
   np.testing.assert_allclose(got, want)
-  everything = np.asarray(fuse.stand_ins(present, present))
+  everything = np.asarray(fuse.stand_ins(present, present, "iiii"))
   np.testing.assert_array_equal(everything, present)
-  assert not np.any(fuse.stand_ins(np.zeros((4, 1), bool), np.zeros((4, 1), bool)))
+  nothing = np.zeros((4, 1), bool)
+  assert not np.any(fuse.stand_ins(nothing, nothing, "iiii"))
+  # Of two kinds, "i" for "i" only.
+  of_two = np.asarray(fuse.stand_ins(part, present, "iiai")).T
+  np.testing.assert_allclose(of_two, [*want[:1], [1, 1, 0, 1], [0, 2, 0, 1], want[3]])
 
 
 def test_over_patterns_that_leave_a_target_stand_ins_count_as_complete_data_do():
@@ -97,7 +101,7 @@ def test_over_patterns_that_leave_a_target_stand_ins_count_as_complete_data_do()
     present = np.array([True, *pattern])[:, None]
     if any(pattern):
       part = np.eye(m, dtype=bool)[:, :1]
-      weights.append(np.asarray(fuse.stand_ins(part, present))[:, 0])
+      weights.append(np.asarray(fuse.stand_ins(part, present, "iiii"))[:, 0])
   np.testing.assert_allclose(np.mean(weights, axis=0), np.ones(m), rtol=1e-6)
 
 

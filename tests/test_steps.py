@@ -110,15 +110,16 @@ def test_what_a_part_tells_is_weighed_by_stand_ins_among_what_is_decoded(monkeyp
   *_, metrics = one_update("fusion")
   weigh, seen = fuse.stand_ins, []
 
-  def twice(part, present):
-    seen.append(present)
-    return 2.0 * weigh(part, present)
+  def twice(part, present, kinds):
+    seen.append(kinds)
+    return 2.0 * weigh(part, present, kinds)
 
   monkeypatch.setattr(fuse, "stand_ins", twice)
   *_, more = one_update("fusion")
   assert metrics["fusion/cross"] != 0
   np.testing.assert_allclose(more["fusion/cross"], 2 * metrics["fusion/cross"], 1e-5)
-  assert all(len(x) == 2 for x in seen)  # sound and word; images are judged instead
+  # Images are judged instead.
+  assert all([m.kind for m in kinds] == ["audio", "text"] for kinds in seen)
 
 
 def test_several_parts_are_drawn_and_their_terms_averaged(monkeypatch):

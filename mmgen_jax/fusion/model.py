@@ -6,6 +6,8 @@ every pattern runs in one compiled step. What a masked expert says changes nothi
 no gradient comes from it, not even where it holds NaN.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
@@ -108,20 +110,28 @@ def random_subset(
 
 
 def stand_ins(
-  part: Bool[Array, "m b"], present: Bool[Array, "m b"]
+  part: Bool[Array, "m b"], present: Bool[Array, "m b"], kinds: Sequence
 ) -> Float[Array, "m b"]:
   """How much each modality counts as a target of what a part of an example tells.
 
-  Those in the part: 1. Of the others, those that are there also stand for those that are
-  not: each counts (modalities outside the part) / (those of them that are there), 1 in a
-  complete example. Otherwise missing data take targets from what a part has to tell of
-  others and leave it those of itself. Without knowing why data are missing: where rates
-  are known, 1 / rate would be exact (Horvitz and Thompson, "A generalization of sampling
-  without replacement from a finite universe", 1952).
+  Those in the part: 1. Of the others, those that are there also stand for those of their
+  kind that are not: each counts (modalities of its kind outside the part) / (those of
+  them that are there), 1 in a complete example. Otherwise missing data take targets from
+  what a part has to tell of others and leave it those of itself. Without knowing why data
+  are missing: where rates are known, 1 / rate would be exact (Horvitz and Thompson, "A
+  generalization of sampling without replacement from a finite universe", 1952).
+
+  Args:
+    part: what is given.
+    present: what the example has, `part` in it.
+    kinds: of each modality, anything; equal where one can stand for another. A word
+      cannot for a sound: their likelihoods are of other sizes.
   """
+  alike = jnp.array([[a == b for b in kinds] for a in kinds], jnp.float32)
   outside = present & ~part
-  count = jnp.maximum(outside.sum(0), 1)
-  return jnp.where(outside, (~part).sum(0) / count, part & present)
+  count = lambda which: alike @ which.astype(jnp.float32)
+  weight = count(~part) / jnp.maximum(count(outside), 1.0)
+  return jnp.where(outside, weight, part & present)
 
 
 def random_expert(

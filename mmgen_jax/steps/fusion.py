@@ -135,7 +135,9 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   def told(outputs, subset, values, mask):
     """Weighted log p(x_m | z_part) [b], of the modalities that are decoded for it."""
     rows = jnp.array([names.index(name) for name in plain], int)
-    counts = dict(zip(plain, fuse.stand_ins(subset[rows], mask[rows]), strict=True))
+    kinds = [modalities[name] for name in plain]
+    counts = fuse.stand_ins(subset[rows], mask[rows], kinds)
+    counts = dict(zip(plain, counts, strict=True))
     logps = reconstruction(outputs, values, mask)
     return sum((counts[n] * x for n, x in logps.items()), jnp.zeros(mask.shape[1]))
 
@@ -242,7 +244,7 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   tell. The cross term is over the modalities that have no discriminator: given a part,
   a likelihood wants the mean of all that fits, which is right for a word and a blur for
   a picture, and there the discriminator asks for one that is real. s_m is 1 in complete
-  examples; where some are missing, the others stand in for them
+  examples; where some are missing, others that are like them stand in
   (`fusion.model.stand_ins`). What is real to it: the data; or, with `loss.real`
   "reconstructions", what is decoded from z, where data have what no z tells (the grain
   of a background): asked for it, decoders put noise wherever no likelihood holds them.
