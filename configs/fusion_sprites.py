@@ -13,13 +13,13 @@ Three seeds of each posterior, compared on one page:
     --workdir=runs/sprites5
 
 Variants: `:level1` to `:level5` (the default); `:px64` (else 32); `:wide` (more of
-everything, for accelerators); posteriors `:ours` (the default), `:mvae`, `:mmvae`, `:mopoe`, `:mmjsd`, `:mvtcae`,
-`:mmvae_plus`, `:jmvae`.
+everything, for accelerators); posteriors `:ours` (the default), `:mvae`, `:mmvae`,
+`:mopoe`, `:mmjsd`, `:mvtcae`, `:mmvae_plus`, `:jmvae`.
 
 Published at level 5, 64 px, all attributes right, caption to image / image to caption /
 joint: 0 / 0 / 0 by MVAE, MMVAE, MoPoE and DMVAE. Expected at 32 px: .99 / .99 / .98 of
-ours, after 14 minutes on one CPU core; .89 / .97 / .06 of MMVAE. At 64 px: .97 / .99 / .95
-of ours, after 51.
+ours, after 14 minutes on one CPU core; .89 / .97 / .06 of MMVAE. At 64 px: .97 / .99 /
+.95 of ours, after 51.
 """
 
 from configs import common
