@@ -14,11 +14,12 @@ Three seeds of each posterior, compared on one page:
     --workdir=runs/poly
 
 Posteriors: `:ours` (the default), `:mvae`, `:mmvae`, `:mopoe`, `:mmjsd`, `:mvtcae`,
-`:mmvae_plus`, `:jmvae`; with them `:missing` (half of all modalities hidden in training;
-not jmvae, which only learns from whole examples), `:published` (all examples, the
-widths and the number of updates for an accelerator) and `:likelihood` (joint, marginal
-and conditional log-likelihoods too). Evaluation gives the conditional coherence for 1
-to 4 inputs, the joint coherence, and Frechet distances in features of the judges.
+`:mmvae_plus`, `:jmvae`; with them `:missing` (half of all modalities hidden in
+training; not jmvae, which only learns from whole examples; ours then draws three parts
+of each), `:published` (all examples, the widths and the number of updates for an
+accelerator) and `:likelihood` (joint, marginal and conditional log-likelihoods too).
+Evaluation gives the conditional coherence for 1 to 4 inputs, the joint coherence, and
+Frechet distances in features of the judges.
 
 Published on PolyMNIST, coherence for 1 to 4 inputs: MVAE .29 .42 .48 .52, MMVAE .71 at
 each, mmJSD .69 .57 .64 .67, MoPoE .63 .75 .79 .81, MVTCAE .59 .77 .83 .86 (as in Hwang

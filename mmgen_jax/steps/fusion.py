@@ -117,6 +117,8 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
   weights = {name: loss.weights.get(name, 1.0) for name in names}
   augment = make_augment(config, modalities)
   plain = [name for name in names if name not in loss.adversarial]
+  rows = jnp.array([names.index(name) for name in plain], int)
+  kinds = [modalities[name] for name in plain]
   reconstructed = loss.get("real", "data") == "reconstructions"
   one_judged, parts = loss.get("adversarial_fraction", 1), loss.get("parts", 1)
   judged = partial(one_in, one_judged, field="loss.adversarial_fraction")
@@ -134,8 +136,6 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
 
   def told(outputs, subset, values, mask):
     """Weighted log p(x_m | z_part) [b], of the modalities that are decoded for it."""
-    rows = jnp.array([names.index(name) for name in plain], int)
-    kinds = [modalities[name] for name in plain]
     counts = fuse.stand_ins(subset[rows], mask[rows], kinds)
     counts = dict(zip(plain, counts, strict=True))
     logps = reconstruction(outputs, values, mask)
