@@ -159,7 +159,7 @@ def tile(kind: str, value) -> Image.Image:
 
 
 def grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], title: str) -> Image.Image:
-  """Rows of tiles, each with its label to the left, under a title."""
+  """Rows of tiles, centred in their columns, each row with its label, under a title."""
   high = [max(t.height for t in tiles) for _, tiles in rows]
   columns = max(len(tiles) for _, tiles in rows)
   wide = max(t.width for _, tiles in rows for t in tiles)
@@ -175,7 +175,8 @@ def grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], title: str) -> Image
       (_MARGIN, y + h / 2), words, fill=_FAINT, font=_font(13), anchor="lm"
     )
     for i, t in enumerate(tiles):
-      out.paste(t, (_MARGIN + _LABEL + i * (wide + _GAP), y))
+      x = _MARGIN + _LABEL + i * (wide + _GAP) + (wide - t.width) // 2
+      out.paste(t, (x, y))
     y += h + _GAP
   return out
 
