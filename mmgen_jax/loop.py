@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mmgen_jax import checkpoint, health, initial, provenance, signals, steps
+from mmgen_jax import checkpoint, health, initial, process, provenance, signals, steps
 from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
 from mmgen_jax import log as log_lib
@@ -154,10 +154,10 @@ def train(
     Stopped: SIGTERM or SIGINT came; the state is saved.
     NonFiniteError: see `config.nonfinite`; what was saved before stays.
     checkpoint.SaveError: a checkpoint could not be written.
-    ValueError: the config does not fit the data or the checkpoint.
+    ValueError: the config does not fit the data or the checkpoint, or another process
+      trains in `workdir`.
   """
   workdir = checkpoint.local_directory(workdir)
-  directory = workdir / "checkpoints"
   family = family or steps.STEPS[config.family]
   if examples is None:
     examples = datasets.load(
@@ -167,6 +167,13 @@ def train(
     examples = examples.first(first)
   check_labels(config, examples)
   check_count(config, examples)
+  with process.own(workdir):
+    return _go_on(config, workdir, examples, family, on_samples)
+
+
+def _go_on(config, workdir, examples: Examples, family, on_samples) -> State:
+  """`train`, in a folder that is this run's alone."""
+  directory = workdir / "checkpoints"
   init_key, key = jax.random.split(jax.random.key(config.seed))
 
   @jax.jit

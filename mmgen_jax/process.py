@@ -1,4 +1,4 @@
-"""A run as an operating-system process: joining a cluster, caching compilation, ending.
+"""A run as an operating-system process: joining a cluster, owning its folder, ending.
 
 | exit code | what happened | what to do |
 |---|---|---|
@@ -13,12 +13,14 @@
 "Start again" means the same command: a run goes on from its workdir.
 """
 
+import contextlib
 import errno
 import logging
 import os
+import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # JAX is imported where it is needed: a mistyped flag is told without waiting for it.
@@ -27,6 +29,7 @@ BAD_INPUT, NON_FINITE, PEER_LOST, SAVE_FAILED, STOPPED = 2, 70, 71, 74, 75
 INTERRUPTED = 130
 HEARTBEAT_SECS = 20  # a process that is silent for this long counts as dead
 SHUTDOWN_SECS = 24 * 3600
+OWNER_SECS = 60  # one that was told to stop may still be saving
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # What XLA says of the program itself, whatever becomes of the other processes.
 OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
@@ -102,6 +105,34 @@ def check_folder(path) -> None:
     raise ValueError(f"{path} cannot be a folder: {at} is not one")
   if not os.access(at, os.W_OK | os.X_OK):
     raise ValueError(f"{path} cannot be written: no permission in {at}")
+
+
+@contextlib.contextmanager
+def own(workdir: Path) -> Iterator[None]:
+  """Keeps others from training in a folder; of the processes of a run, the first does.
+
+  Raises:
+    ValueError: if after `OWNER_SECS` seconds another run still trains there.
+  """
+  import jax
+
+  from mmgen_jax.data import read
+
+  if jax.process_index() != 0:
+    yield
+    return
+  with contextlib.ExitStack() as stack:
+    try:
+      file = stack.enter_context(read.lock(workdir / ".lock", OWNER_SECS))
+    except TimeoutError as owner:
+      raise ValueError(
+        f"{workdir} is in use: {owner} trains there; stop it, wait for its end, or"
+        " choose another --workdir"
+      ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} of {socket.gethostname()}")
+    file.flush()
+    yield
 
 
 def use_compile_cache(workdir) -> None:

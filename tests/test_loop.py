@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mmgen_jax import checkpoint, log, loop, parallel, signals
+from mmgen_jax import checkpoint, log, loop, parallel, process, signals
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300  # seconds: machines that run tests can be very busy
@@ -165,6 +165,18 @@ def test_killed_then_asked_to_stop_then_finished(tmp_path, reference):
   assert end(start(tmp_path))[:2] == (0, reference)
   records = log.read_metrics(tmp_path)
   assert [r["step"] for r in records] == sorted({r["step"] for r in records})
+
+
+def test_a_folder_is_trained_in_by_one_process(tmp_path, reference, monkeypatch):
+  """Another one is told who has it, and leaves the run as it is; kill -9 frees it."""
+  started = start(tmp_path, pause=0.2)
+  wait_until(lambda: newest(tmp_path) >= 4, started)
+  monkeypatch.setattr(process, "OWNER_SECS", 0.2)
+  with pytest.raises(ValueError, match=f"is in use: process {started[0].pid} of "):
+    run(tmp_path)
+  started[0].kill()
+  end(started)
+  assert end(start(tmp_path))[:2] == (0, reference)
 
 
 def port():

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import sys
@@ -20,7 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -56,16 +57,33 @@ def writable_dir(data_dir: str | os.PathLike) -> Path:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-  """Holds a file lock, so that of several processes of a machine one does the work."""
+def lock(path: Path, patience: float = math.inf) -> Iterator[TextIO]:
+  """Holds a file lock, so that of several processes one does the work; yields the file.
+
+  The system opens the lock when its process ends, however that ends. A file system
+  without locks keeps nobody out.
+
+  Raises:
+    TimeoutError: after `patience` seconds that others held it; its text is the file's.
+  """
   import fcntl
 
   path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, "w") as file:
-    # On a file system without locks the work is done twice, and either result is kept.
-    with contextlib.suppress(OSError):
-      fcntl.flock(file, fcntl.LOCK_EX)
-    yield
+  until = time.monotonic() + patience
+  with open(path, "a+") as file:
+    while True:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        if time.monotonic() >= until:
+          file.seek(0)
+          raise TimeoutError(file.read()) from None
+        time.sleep(0.1)
+        continue
+      except OSError:
+        pass
+      break
+    yield file
 
 
 def prepare(builder_class, data_dir: str | os.PathLike, **kwargs):
