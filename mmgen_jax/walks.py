@@ -6,33 +6,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 from PIL import Image
 
 from mmgen_jax import pictures
 from mmgen_jax.data.examples import Examples
 from mmgen_jax.data.modality import to_model, to_stored
+from mmgen_jax.representation import interpolate
 from mmgen_jax.steps import gan
 
 ROWS = 5  # walks shown
 THRESHOLDS = (0.0, 2.0, 1.0, 0.5)  # of truncation; 0: none
-
-
-def spherical(
-  a: Float[Array, "*b z"], b: Float[Array, "*b z"], share: Float[Array, ""] | float
-) -> Float[Array, "*b z"]:
-  """The point at `share` of the great circle from a to b, lengths interpolated.
-
-  On a straight line between two normal vectors lengths are such as no sample has.
-  White, "Sampling Generative Networks", 2016, https://arxiv.org/abs/1609.04468.
-  """
-  lengths = [jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b)]
-  u, v = a / lengths[0], b / lengths[1]
-  angle = jnp.arccos(jnp.clip((u * v).sum(-1, keepdims=True), -1.0, 1.0))
-  parts = jnp.sin((1 - share) * angle) * u + jnp.sin(share * angle) * v
-  straight = (1 - share) * u + share * v  # where they are parallel
-  on = jnp.where(angle > 1e-3, parts / jnp.maximum(jnp.sin(angle), 1e-6), straight)
-  return on * ((1 - share) * lengths[0] + share * lengths[1])
 
 
 def grids(
@@ -63,10 +46,11 @@ def grids(
     made = from_noise(params, z, batch, jnp.ones(len(modalities), bool))[name]
     return [pictures.tile(kind, x) for x in to_stored(modalities[name], made)]
 
-  share = jnp.linspace(0.0, 1.0, columns)[:, None]
-  walk = lambda i: spherical(noise[i][None], noise[i + 1][None], share)
+  walk = interpolate(noise[:ROWS], noise[1 : ROWS + 1], columns, spherical=True)
   rows = {
-    "interpolation": [(f"from {i} to {i + 1}", tiles(walk(i), i)) for i in range(ROWS)],
+    "interpolation": [
+      (f"from {i} to {i + 1}", tiles(walk[:, i], i)) for i in range(ROWS)
+    ],
     "truncation": [
       (f"|z| < {t}" if t else "all z", tiles(gan.truncate(noise[:columns], t), at))
       for at in [np.arange(columns)]

@@ -54,6 +54,8 @@ def test_interpolation_ends_where_it_should_and_keeps_its_norm():
   np.testing.assert_allclose(size[2], (size[0] + size[-1]) / 2, rtol=1e-4)
   steps = (path[1:] * path[:-1]).sum(-1) / (size[1:] * size[:-1])
   np.testing.assert_allclose(steps, np.broadcast_to(steps[0], steps.shape), atol=1e-4)
+  same = R.interpolate(a, a, 4, spherical=True)  # no circle to go along
+  np.testing.assert_allclose(same, np.broadcast_to(a, same.shape), atol=1e-4)
 
 
 @pytest.mark.parametrize("prior", [0.0, 0.8])

@@ -19,16 +19,6 @@ def test_truncated_noise_has_the_quantiles_of_the_cut_normal():
     np.testing.assert_allclose(gan.truncate(z, t), want, atol=1e-4)
 
 
-def test_great_circles_keep_their_ends_and_the_length_in_between():
-  a, b = jax.random.normal(jax.random.key(0), (2, 3, 64))
-  np.testing.assert_allclose(walks.spherical(a, b, 0.0), a, atol=1e-4)
-  np.testing.assert_allclose(walks.spherical(a, b, 1.0), b, atol=1e-4)
-  middle = walks.spherical(a, b, 0.5)
-  lengths = [np.linalg.norm(x, axis=-1) for x in (a, middle, b)]
-  np.testing.assert_allclose(lengths[1], (lengths[0] + lengths[2]) / 2, rtol=1e-4)
-  np.testing.assert_allclose(walks.spherical(a, a, 0.3), a, atol=1e-4)
-
-
 def test_the_pictures_show_every_class_and_walk(tmp_path):
   config, modalities, inputs = tiny("gan")
   state = jax.eval_shape(lambda: gan.init(jax.random.key(0), config, modalities))
