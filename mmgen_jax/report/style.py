@@ -116,6 +116,9 @@ nav {
   display: block;
 }
 .words {
+  flex: 1 0 66px; width: auto; max-width: 104px;
+  height: auto; min-height: 66px; max-height: 144px;
+  overflow-y: auto; align-items: safe center;
   background: var(--paper); border: 1px solid var(--line); padding: 3px;
   font-size: 11.5px; line-height: 1.25; text-align: center; overflow-wrap: anywhere;
 }
@@ -127,6 +130,7 @@ nav {
 }
 .strips { overflow-x: auto; }
 .strip { display: flex; gap: 6px; align-items: center; margin-top: 6px; }
+.strip .words { flex: none; width: 66px; }  /* above its column */
 .when {
   flex: none; width: 58px; padding-right: 8px; color: var(--soft); font-size: 13px;
   position: sticky; left: 0; z-index: 1; background: var(--card);
@@ -186,6 +190,8 @@ summary { cursor: pointer; padding: 11px 16px; font-weight: 600; font-size: 15px
   .pairs:not(.three) .pair:nth-child(n + 9) { display: none; }
   .pairs.three .pair:nth-child(n + 7) { display: none; }
   .tile { width: 60px; height: 60px; }
+  .words { width: auto; height: auto; }
+  .strip .words { width: 60px; }
   th, td { padding: 6px 12px; }
 }
 @media print {
