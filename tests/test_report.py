@@ -1,5 +1,6 @@
 """The page: complete, whole in itself, and safe from what the data say."""
 
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -152,6 +153,21 @@ def test_report_shows_every_direction(tmp_path, capsys):
   )
   told = capsys.readouterr().out
   assert "word -> image" in told and "87.5 %" in told and "321" in told
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_of_many_directions_the_head_has_their_means(tmp_path, capsys, count):
+  names = [f"m{i}" for i in range(count)]
+  out = [record("joint_coherence/strict", 0.71, [], names)]
+  for a, b in itertools.permutations(names, 2):
+    out.append(record("coherence/strict", 0.875, [a], b))
+  out += [record(f"mean_coherence/given_{n}", 0.9 + n / 100) for n in range(1, count)]
+  records.write(start(tmp_path), 20, out)
+  report.write(tmp_path)
+  told = capsys.readouterr().out
+  assert "everything from the prior" in told
+  assert ("m0 -> m1" in told) == (count == 3)
+  assert bool(re.search(r"any 1 of the others +91.0 %", told)) == (count == 4)
 
 
 def test_report_stands_alone_and_escapes(tmp_path):

@@ -10,6 +10,8 @@ from mmgen_jax.interpret import Interpretation
 from mmgen_jax.log import read_metrics
 from mmgen_jax.pictures import Panel
 
+MANY = 12  # numbers at the head of a page
+
 
 class Run(NamedTuple):
   """What a workdir holds.
@@ -124,9 +126,10 @@ def arrow(given: Sequence[str] | None, target) -> str:
 def headline(run: Run) -> list[tuple[str, records.Record]]:
   """The few numbers that say most: each direction from one modality, all together.
 
-  Where nothing was read from samples: distances and losses, else the first records.
+  Where those directions are many: their mean, and that of directions from more. Where
+  nothing was read from samples: distances and losses, else the first records.
   """
-  out = []
+  out, means = [], []
   for r in run.records:
     split = "" if r["data"]["split"] in ("test", "validation") else r["data"]["split"]
     if split == "train":
@@ -144,6 +147,11 @@ def headline(run: Run) -> list[tuple[str, records.Record]]:
     elif r["metric"] == "coherence/strict" and len(given) == 1:
       if r["target"] not in given:
         out.append((arrow(given, r["target"]) + suffix, r))
+    elif r["metric"].startswith(start := "mean_coherence/given_"):
+      count = r["metric"].removeprefix(start)
+      means.append((f"from any {count} of the others{suffix}", r))
+  if means and len(out) > MANY:
+    out = [(what, r) for what, r in out if r["metric"] != "coherence/strict"] + means
   if not out:
     for metric in ("frechet", "kid", "reconstruction/mse", "loss/elbo"):
       found = [r for r in run.records if r["metric"] == metric]

@@ -27,7 +27,7 @@ def directions(run: Run) -> str:
         ]
         pairs.append(f'<div class="pair">{"".join(tiles)}</div>')
     score = records.find(run.records, "coherence/strict", given, target)
-    parts.append(_direction(arrow(given, target), score, pairs, len(given) > 1))
+    parts.append(_direction(arrow(given, target), score, pairs, len(given) + 1))
   lead = (
     "Held-out examples in, the model's answer out. Sounds are shown as log-mel"
     " spectrograms: time to the right, pitch upwards."
@@ -41,14 +41,14 @@ def directions(run: Run) -> str:
 
 
 def _direction(
-  name: str, score: records.Record | None, pairs: list[str], wide: bool
+  name: str, score: records.Record | None, pairs: list[str], tiles: int
 ) -> str:
   said = ""
   if score is not None:
     said = f"<span><b>{value(score)} %</b> coherent ({interval(score)})</span>"
   return (
     f'<div class="direction"><div class="top"><h3>{esc(name)}</h3>{said}</div>'
-    f'<div class="pairs{" three" if wide else ""}">{"".join(pairs)}</div></div>'
+    f'<div class="pairs" style="--tiles:{tiles}">{"".join(pairs)}</div></div>'
   )
 
 
@@ -65,7 +65,7 @@ def _prior(run: Run, p: Panel) -> str:
   title = (
     "everything from the prior" if len(names) > 1 else f"{names[0]}s from the prior"
   )
-  return _direction(title, joint[0] if joint else None, rows, len(names) > 2)
+  return _direction(title, joint[0] if joint else None, rows, len(names))
 
 
 def reconstruction(run: Run) -> str:
@@ -82,7 +82,7 @@ def reconstruction(run: Run) -> str:
       for i in range(len(made))
       if p.has[name][i]
     ]
-    parts.append(_direction(name, None, pairs, False))
+    parts.append(_direction(name, None, pairs, 2))
   lead = (
     f"Real to the left; to the right what comes back from {' + '.join(everything)}."
   )

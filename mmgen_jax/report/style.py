@@ -7,6 +7,7 @@ STYLE = """
   --accent: #2b59c3; --wash: 43 89 195; --bad: #c2402f;
   --c0: #2b59c3; --c1: #c2622b; --c2: #2f8a5b;
   --c3: #8a4fb0; --c4: #a8861b; --c5: #6b7280;
+  --tile: 66px;
 }
 @media (prefers-color-scheme: dark) {
   :root {
@@ -99,16 +100,17 @@ nav {
 .top b { color: var(--ink); }
 .pairs {
   display: grid; gap: 12px 10px;
-  grid-template-columns: repeat(auto-fill, minmax(162px, 1fr));
+  --wide: calc(var(--tiles) * (var(--tile) + 6px) + 18px);
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--wide)), 1fr));
 }
-.pairs.three { grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); }
 .pairs.why { grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); }
-.why .pair { flex-wrap: wrap; padding: 4px; }
+.why .pair { padding: 4px; }
 .why .said { flex-basis: 100%; font-size: 13px; color: var(--soft); }
-.pair { display: flex; align-items: center; gap: 6px; }
+.pair { display: flex; flex-wrap: wrap; align-items: center; gap: 6px; }
 .arrow { color: var(--faint); flex: none; font-size: 15px; }
 .tile {
-  flex: none; width: 66px; height: 66px; border-radius: 7px; overflow: hidden;
+  flex: none; width: var(--tile); height: var(--tile);
+  border-radius: 7px; overflow: hidden;
   display: flex; align-items: center; justify-content: center;
 }
 .tile img {
@@ -116,8 +118,8 @@ nav {
   display: block;
 }
 .words {
-  flex: 1 0 66px; width: auto; max-width: 104px;
-  height: auto; min-height: 66px; max-height: 144px;
+  flex: 1 0 var(--tile); width: auto; max-width: 104px;
+  height: auto; min-height: var(--tile); max-height: 144px;
   overflow-y: auto; align-items: safe center;
   background: var(--paper); border: 1px solid var(--line); padding: 3px;
   font-size: 11.5px; line-height: 1.25; text-align: center; overflow-wrap: anywhere;
@@ -130,7 +132,7 @@ nav {
 }
 .strips { overflow-x: auto; }
 .strip { display: flex; gap: 6px; align-items: center; margin-top: 6px; }
-.strip .words { flex: none; width: 66px; }  /* above its column */
+.strip .words { flex: none; width: var(--tile); }  /* above its column */
 .when {
   flex: none; width: 58px; padding-right: 8px; color: var(--soft); font-size: 13px;
   position: sticky; left: 0; z-index: 1; background: var(--card);
@@ -180,18 +182,14 @@ details .charts { padding: 0 14px 14px; margin-top: 2px; }
 summary { cursor: pointer; padding: 11px 16px; font-weight: 600; font-size: 15px; }
 
 @media (max-width: 620px) {
+  :root { --tile: 60px; }
   header, main, footer { padding-left: 16px; padding-right: 16px; }
   header { padding-top: 32px; }
   section { padding-top: 40px; }
   .figures { grid-template-columns: 1fr 1fr; gap: 10px; }
   .figure { padding: 11px 12px 10px; }
   .figure .number { font-size: 30px; }
-  .pairs { grid-template-columns: repeat(auto-fill, minmax(146px, 1fr)); }
-  .pairs:not(.three) .pair:nth-child(n + 9) { display: none; }
-  .pairs.three .pair:nth-child(n + 7) { display: none; }
-  .tile { width: 60px; height: 60px; }
-  .words { width: auto; height: auto; }
-  .strip .words { width: 60px; }
+  .pairs .pair:nth-child(n + 9) { display: none; }
   th, td { padding: 6px 12px; }
 }
 @media print {
