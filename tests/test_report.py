@@ -147,6 +147,7 @@ def test_report_shows_every_direction(tmp_path, capsys):
       if given and target not in given and len(given) in (1, 2):
         assert f"{' + '.join(given)} → {target}" in text
   assert "everything from the prior" in text and "Reconstruction" in text
+  assert "log-mel" in text and "dashed frame" in text
   assert "87.5" in text and "71.0" in text and "n\u00a0=\u00a0321" in text
   assert (
     "99.90 %" in text and "12.5" in text and "0.25" in text and "not finite" in text
@@ -190,6 +191,7 @@ def test_report_of_one_modality(tmp_path, family, subsets, capsys):
   assert ("images from the prior" in text) == (() in subsets) and "KID" in text
   assert ("what comes back" in text) == (("image",) in subsets)
   assert "by training step" in text
+  assert "log-mel" not in text
   assert "KID, prior -> image" in capsys.readouterr().out
 
 
@@ -242,6 +244,13 @@ def test_records_that_are_no_headline_are_told_all_the_same(tmp_path, capsys):
   records.write(tmp_path, 20, [record("modes/count", 7.0, [], "image")])
   assert "7" in parse(report.write(tmp_path).read_text()).text
   assert re.search(r"modes count, prior -> image +7 ", capsys.readouterr().out)
+
+
+def test_how_many_samples_can_be_read_is_told_beside_the_judge_itself(tmp_path):
+  records.write(start(tmp_path, "gan"), 20, [record("readable", 0.75, [], "image")])
+  text = parse(report.write(tmp_path).read_text()).text
+  told = r"→ image.*how many can be read\W*75.0.*judge itself\W*99.90"
+  assert re.search(told, text, re.DOTALL)
 
 
 def test_an_evaluation_without_records_says_what_would_give_some(tmp_path, capsys):

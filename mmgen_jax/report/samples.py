@@ -28,11 +28,12 @@ def directions(run: Run) -> str:
         pairs.append(f'<div class="pair">{"".join(tiles)}</div>')
     score = records.find(run.records, "coherence/strict", given, target)
     parts.append(_direction(arrow(given, target), score, pairs, len(given) + 1))
-  lead = (
-    "Held-out examples in, the model's answer out. Sounds are shown as log-mel"
-    " spectrograms: time to the right, pitch upwards."
-  )
-  if run.records:
+  lead = "Held-out examples in, the model's answer out."
+  if "audio" in p.kinds.values():
+    lead += (
+      " Sounds are shown as log-mel spectrograms: time to the right, pitch upwards."
+    )
+  if any((marks >= 0).any() for marks in p.right.values()):
     lead += (
       ' <span class="key wrong"></span>A dashed frame: the judge did not read in it, in'
       " every attribute, what was given."

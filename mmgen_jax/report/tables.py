@@ -51,19 +51,20 @@ def _givens(found: Sequence[Record]) -> list[list[str]]:
 
 def _coherence(found: Sequence[Record], where: str) -> str:
   strict = [r for r in found if r["metric"] == "coherence/strict"]
-  targets = sorted({r["target"] for r in strict})
+  readable = [r for r in found if r["metric"] == "readable"]
+  read = strict + readable
+  targets = sorted({r["target"] for r in read})
   rows = [
     [esc(" + ".join(given))]
     + [_cell(find(strict, "coherence/strict", given, t)) for t in targets]
     for given in _givens(strict)
   ]
-  readable = [r for r in found if r["metric"] == "readable"]
   if readable:
     cells = [_cell(find(readable, "readable", [], t)) for t in targets]
     rows.append(["nothing: how many can be read", *cells])
   if not rows:
     return ""
-  rows.append(["real examples: the judge itself", *(_own(strict, t) for t in targets)])
+  rows.append(["real examples: the judge itself", *(_own(read, t) for t in targets)])
   head = ["given", *(f"→ {esc(t)}" for t in targets)]
   title = "Coherence <small>% of examples with every attribute right; from"
   title += f" everything: after reconstruction; {esc(where)}</small>"
