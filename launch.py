@@ -5,6 +5,7 @@
   python launch.py --config=configs/quickstart.py --config.seed=1 --workdir=runs/seed1
   python launch.py --workdir=runs/seed1              # goes on with that run's config
   python launch.py --workdir=runs/seed1 --mode=report
+  python launch.py --workdir=runs/seed1 --mode=sample --given="caption=big red heart"
   python launch.py --workdir=runs/seed1 --mode=evaluate --config.eval.num_examples=500
   python launch.py --mode=fuse --ingredients=runs/a,runs/b --workdir=runs/soup
   python launch.py --mode=compare --config=configs/study_fusion.py --workdir=runs/study
@@ -36,6 +37,13 @@ flags.DEFINE_bool(
 flags.DEFINE_string(
   "data_dir", None, "Prepared data sets; default $MMGEN_DATA_DIR or <workdir>/data."
 )
+flags.DEFINE_multi_string(
+  "given",
+  [],
+  "To sample: NAME=VALUE, of a modality (a text; the path of an image or a wav file) or"
+  " a label; again for more. Without: from test examples.",
+)
+flags.DEFINE_integer("count", 16, "To sample: how many.")
 flags.DEFINE_list(
   "ingredients", [], "To fuse: workdirs (DIR or DIR:STEP) or .safetensors files."
 )
@@ -259,10 +267,14 @@ def run() -> None:
     from mmgen_jax import evaluate
 
     evaluate.evaluate(config, workdir, data_dir)
-  if FLAGS.mode == "sample":
+  if FLAGS.mode == "sample" and FLAGS.given:
+    from mmgen_jax import prompt
+
+    prompt.write(config, workdir, FLAGS.given, count=FLAGS.count)
+  elif FLAGS.mode == "sample":
     from mmgen_jax import preview
 
-    preview.sample(config, workdir, data_dir)
+    preview.sample(config, workdir, data_dir, count=FLAGS.count)
   if FLAGS.mode in ("train", "report") and first:
     from mmgen_jax import report
 

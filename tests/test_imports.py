@@ -49,7 +49,7 @@ ORDER = [
   }
   | {"attribute", "measures", "multimodal_scores", "recognise", "retrieve", "scores"}
   | {"spread", "distances", "panels", "walks"},
-  {"evaluate", "comparison", "recommendation", "preview"},
+  {"evaluate", "comparison", "recommendation", "preview", "prompt"},
   {"sweep", "trial", "workers"},
   {"report"},
 ]

@@ -1,4 +1,7 @@
-"""Log-mel spectrograms: sound as networks see it. NumPy only, exact and repeatable."""
+"""Log-mel spectrograms: sound as networks see it. NumPy only, exact and repeatable.
+
+And back, as far as that goes: a spectrogram has no phases.
+"""
 
 import numpy as np
 
@@ -19,6 +22,12 @@ def mel_filters(mels: int, bins: int, sample_rate_hz: int, low_hz: float = 40.0)
   return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
 
 
+def _windows(samples: int, frames: int, window: int):
+  """Where each frame starts in a clip padded by half a window, and the window."""
+  starts = np.floor((np.arange(frames) + 0.5) * (samples / frames)).astype(int)
+  return starts, np.hanning(window + 1)[:-1].astype(np.float32)
+
+
 def log_mel(
   wave: np.ndarray, *, sample_rate_hz: int, frames: int, mels: int, window: int = 512
 ) -> np.ndarray:
@@ -34,10 +43,8 @@ def log_mel(
   if wave.dtype != np.int16 or wave.ndim != 2:
     raise ValueError(f"wave must be int16 [n, samples], got {wave.dtype} {wave.shape}")
   n, samples = wave.shape
-  hop = samples / frames
-  starts = np.floor((np.arange(frames) + 0.5) * hop).astype(int)  # centres, after pad
+  starts, hann = _windows(samples, frames, window)
   padded = np.pad(wave, ((0, 0), (window // 2, window // 2)))
-  hann = np.hanning(window + 1)[:-1].astype(np.float32)
   filters = mel_filters(mels, window // 2 + 1, sample_rate_hz)
   out = np.empty((n, frames, mels), np.uint8)
   for first in range(0, n, 256):  # bounded memory
@@ -50,3 +57,50 @@ def log_mel(
       np.rint((db - FLOOR_DB) / -FLOOR_DB * 255), 0, 255
     ).astype(np.uint8)
   return out
+
+
+def wave_of(
+  spectrogram: np.ndarray,
+  *,
+  sample_rate_hz: int,
+  samples: int,
+  window: int = 512,
+  rounds: int = 60,
+  seed: int = 0,
+) -> np.ndarray:
+  """A sound, float32 [samples], whose log-mel spectrogram is close to a stored one.
+
+  Powers of frequencies from those of filters by multiplicative updates (Richardson,
+  1972; Lucy, 1974), which keep them positive; phases by the iteration of Griffin and
+  Lim, "Signal estimation from modified short-time Fourier transform", 1984.
+
+  Args:
+    spectrogram: uint8 [frames, mels], as `log_mel` gives it.
+    sample_rate_hz: of the sound.
+    samples: of the sound.
+    window: as in `log_mel`.
+    rounds: of either iteration.
+    seed: of the first phases.
+  """
+  frames, mels = spectrogram.shape
+  starts, hann = _windows(samples, frames, window)
+  filters = mel_filters(mels, window // 2 + 1, sample_rate_hz)
+  db = FLOOR_DB - FLOOR_DB * spectrogram.astype(np.float32) / 255
+  wanted = np.where(spectrogram > 0, 10.0 ** (db / 10), 0.0) * (hann.sum() / 2) ** 2
+  power = np.ones((frames, len(filters)), np.float32)
+  for _ in range(rounds):
+    ratio = wanted / np.maximum(power @ filters, 1e-12)
+    power *= (ratio @ filters.T) / np.maximum(filters.sum(1), 1e-12)
+  size = np.sqrt(power)
+  turns = np.random.default_rng(seed).uniform(0, 2 * np.pi, size.shape)
+  spectra = size * np.exp(1j * turns)
+  at = starts[:, None] + np.arange(window)
+  weight = np.full(samples + window, 1e-8, np.float32)
+  np.add.at(weight, at, np.broadcast_to(hann**2, at.shape))
+  for _ in range(rounds):
+    wave = np.zeros(samples + window, np.float32)
+    np.add.at(wave, at, np.fft.irfft(spectra, window) * hann)
+    wave /= weight
+    spectra = np.fft.rfft(wave[at] * hann)
+    spectra *= size / np.maximum(np.abs(spectra), 1e-12)
+  return wave[window // 2 : window // 2 + samples]

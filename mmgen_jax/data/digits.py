@@ -182,6 +182,11 @@ def _decode(records, *, frames: int, mels: int) -> dict[str, np.ndarray]:
   return {"sound": sound, **numbers}
 
 
+def clip_of(sound: np.ndarray, rate_hz: int) -> np.ndarray:
+  """`clip` of a sound of any rate, float64 [t] in [-1, 1)."""
+  return clip(waves.to_int16(waves.resample(sound, rate_hz, SAMPLE_RATE_HZ)))
+
+
 def clip(wave: np.ndarray, samples: int = SAMPLE_RATE_HZ) -> np.ndarray:
   """One second, int16 [samples], at a common level, its energy in the middle.
 

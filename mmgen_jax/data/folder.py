@@ -16,6 +16,7 @@ from mmgen_jax.data.audio import log_mel
 from mmgen_jax.data.examples import Column, Examples, Spec
 
 VERSION = 1  # of what `load` makes of the stored records
+FIT = "resize"  # of pictures
 LONGEST_CAPTION = 64
 
 
@@ -58,7 +59,7 @@ def spec(
     length = tokens or min(LONGEST_CAPTION, max(map(len, train), default=1)) or 1
     modalities["caption"] = modality.text(vocabulary(train, words), length)
   if "audio" in listed.modalities:
-    modalities["audio"] = modality.audio(frames, mels, sample_rate_hz)
+    modalities["audio"] = modality.audio(frames, mels, sample_rate_hz, seconds=seconds)
   names = {label: listed.names(label) for label in listed.labels}
   return Spec("folder", modalities, names)
 

@@ -119,12 +119,7 @@ class FolderExamples(tfds.core.GeneratorBasedBuilder):
     if not content:
       return np.zeros(self._samples, np.int16)
     sound, rate_hz = waves.read_wav(content)
-    length = -(-self._samples * rate_hz // self._rate)
-    if len(sound) > length:
-      first, _ = waves.loudest(sound, length)
-      sound = sound[first : first + length]
-    sound = waves.resample(sound, rate_hz, self._rate)[: self._samples]
-    return waves.to_int16(np.pad(sound, (0, self._samples - len(sound))))
+    return waves.stretch(sound, rate_hz, self._rate, self._samples)
 
 
 def folder_key(listing: Listing, **options) -> str:

@@ -224,7 +224,7 @@ def _decode(
 
   columns = {}
   if images:
-    fit = fit or _default_fit(fields.fixed, size)
+    fit = fit or pixels.default_fit(fields.fixed, size)
     mode = "L" if fields.channels == 1 else "RGB"
     pictures = np.empty((len(records), size, size, fields.channels), np.uint8)
     for row, record in zip(pictures, records, strict=True):
@@ -234,11 +234,6 @@ def _decode(
   if labels and fields.label:
     columns["label"] = np.array([r[fields.label] for r in records], np.int32)
   return columns
-
-
-def _default_fit(fixed: tuple[int | None, ...], size: int) -> str:
-  smaller = all(side is not None and size < 2 * side <= 2 * size for side in fixed)
-  return "pad" if smaller else "resize"
 
 
 def find(name: str, data_dir) -> epath.Path | None:

@@ -29,6 +29,7 @@ class Modality:
     vocabulary: text only; the strings that token ids stand for, `SPECIAL` first.
     unit: text only; "word" or "char", what one token is.
     sample_rate_hz: audio only.
+    seconds: audio only; how long a clip is.
   """
 
   kind: Kind
@@ -37,6 +38,7 @@ class Modality:
   vocabulary: tuple[str, ...] = ()
   unit: Literal["word", "char"] = "word"
   sample_rate_hz: int = 0
+  seconds: float = 0.0
 
 
 def image(
@@ -47,10 +49,11 @@ def image(
 
 
 def audio(
-  frames: int, mels: int, sample_rate_hz: int, likelihood="laplace"
+  frames: int, mels: int, sample_rate_hz: int, likelihood="laplace", seconds=1.0
 ) -> Modality:
   """A log-mel modality, stored as uint8 (frames, mels); see `data.audio.log_mel`."""
-  return Modality("audio", (frames, mels), likelihood, sample_rate_hz=sample_rate_hz)
+  form = {"sample_rate_hz": sample_rate_hz, "seconds": seconds}
+  return Modality("audio", (frames, mels), likelihood, **form)
 
 
 def text(

@@ -1,6 +1,7 @@
 """Pictures of any kind to pixels of one shape."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,6 +19,12 @@ def fit(picture, size: int, how: str) -> np.ndarray:
   elif picture.size != (size, size):
     picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
   return np.asarray(picture, np.uint8).reshape(size, size, -1)
+
+
+def default_fit(sides: Sequence[int | None], size: int) -> str:
+  """What fits a picture: "pad" where each side is known and over half of `size`."""
+  smaller = all(side is not None and size < 2 * side <= 2 * size for side in sides)
+  return "pad" if smaller else "resize"
 
 
 def open_rgb(encoded: bytes):

@@ -61,13 +61,16 @@ def spec(
   words = {word for every in values.values() for one in every for word in one.split()}
   words |= {"at"} if level >= 4 else set()
   words |= {"on"} if level >= 5 else set()
+  rate_hz = sprites_sound.SAMPLE_RATE_HZ
   longest = (1, 2, 3, 6, 8)[level - 1]  # "small red heart at top left on dark"
   return Spec(
     "sprites",
     {
       "image": modality.image(size, size),
       "caption": modality.text(sorted(words), longest),
-      "sound": modality.audio(FRAMES, MELS, sprites_sound.SAMPLE_RATE_HZ),
+      "sound": modality.audio(
+        FRAMES, MELS, rate_hz, seconds=sprites_sound.SAMPLES / rate_hz
+      ),
     },
     values,
     (*SPLITS, "test_combinations") if hold_out else SPLITS,

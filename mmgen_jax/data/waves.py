@@ -1,4 +1,4 @@
-"""Sound files to samples: the stdlib's wave module and NumPy, nothing else."""
+"""Sound files to samples, and back: the stdlib's wave module and NumPy, nothing else."""
 
 import io
 import wave
@@ -63,6 +63,27 @@ def loudest(samples: np.ndarray, length: int) -> tuple[int, float]:
   return int(np.argmax(power)), float(power.max() / length)
 
 
+def stretch(
+  samples: np.ndarray, rate_hz: int, new_rate_hz: int, length: int
+) -> np.ndarray:
+  """The loudest stretch, int16 [length] at another rate; silence after a short sound."""
+  whole = -(-length * rate_hz // new_rate_hz)
+  if len(samples) > whole:
+    first, _ = loudest(samples, whole)
+    samples = samples[first : first + whole]
+  samples = resample(samples, rate_hz, new_rate_hz)[:length]
+  return to_int16(np.pad(samples, (0, length - len(samples))))
+
+
 def to_int16(samples: np.ndarray) -> np.ndarray:
   """Samples in [-1, 1) as int16, rounded and clipped."""
   return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def wav(samples: np.ndarray, rate_hz: int) -> bytes:
+  """A wav file of 16 bits, one channel, of samples [t] in [-1, 1)."""
+  out = io.BytesIO()
+  with wave.open(out, "wb") as file:
+    file.setparams((1, 2, rate_hz, 0, "NONE", ""))
+    file.writeframes(to_int16(samples).astype("<i2").tobytes())
+  return out.getvalue()
