@@ -90,6 +90,8 @@ def parse(argv: list[str]) -> list[str]:
     raise ValueError(f"unexpected argument {rest[1]!r}; every option starts with --")
   if FLAGS.workdir is None and (FLAGS.mode == "fuse" or not FLAGS.dry_run):
     raise ValueError("--workdir is missing: the folder for this run")
+  if FLAGS.given and FLAGS.mode != "sample":
+    raise ValueError(f"--given goes with --mode=sample, not --mode={FLAGS.mode}")
   return rest
 
 

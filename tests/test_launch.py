@@ -50,6 +50,14 @@ def launch(*arguments, **env):
     ),
     ([SMOKE, "stray"], "unexpected argument 'stray'"),
     ([SMOKE], "--workdir is missing"),
+    (
+      [SMOKE, "--workdir={tmp}", "--given=caption=red"],
+      "--given goes with --mode=sample, not --mode=train",
+    ),
+    (
+      [SMOKE, "--workdir={tmp}", "--mode=sample", "--given=caption=mauve"],
+      "caption: 'mauve' was not in training; what was: big",
+    ),
     ([SMOKE, "--workdir={tmp}", "--num_processes=2"], "need --distributed"),
     (
       ["--mode=compare", "--workdir={tmp}", "--distributed"],
