@@ -95,6 +95,14 @@ def test_those_that_are_there_stand_in_for_those_that_are_not():
   np.testing.assert_allclose(of_two, [*want[:1], [1, 1, 0, 1], [0, 2, 0, 1], want[3]])
 
 
+def test_what_is_beside_a_part_counts_for_what_is_missing():
+  present = np.array([[1, 1, 1, 1], [1, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1]], bool).T
+  part = np.zeros_like(present)
+  part[3] = True
+  np.testing.assert_allclose(fuse.beside(part, present), [1, 1.5, 3, 0])
+  assert not np.any(fuse.beside(present[:, :1], present[:, :1]))
+
+
 def test_over_patterns_that_leave_a_target_stand_ins_count_as_complete_data_do():
   m, weights = 4, []
   for pattern in itertools.product([False, True], repeat=m - 1):

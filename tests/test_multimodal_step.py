@@ -7,6 +7,7 @@ import pytest
 from tiny_models import tiny
 
 from mmgen_jax.data import modality
+from mmgen_jax.models import multimodal as multimodal_lib
 from mmgen_jax.steps import STEPS, multimodal
 from mmgen_jax.steps.multimodal_bounds import OBJECTIVES
 
@@ -127,6 +128,23 @@ def test_what_is_given_changes_what_is_decoded():
     assert (outputs[n] != others[n]).any((1, 2, 3, 4)).all()
   same_z, _ = decoded(values | {"b": -values["b"], "c": values["a"]})
   np.testing.assert_array_equal(same_z, z)
+
+
+def test_a_log_variance_beyond_its_bound_finds_the_way_back():
+  x = jnp.array([-9.0, -1.0, 8.0, 9.0])
+  np.testing.assert_array_equal(multimodal_lib.bounded(x), [-8.0, -1.0, 8.0, 8.0])
+  slope = lambda sign: jax.grad(lambda x: sign * multimodal_lib.bounded(x).sum())(x)
+  np.testing.assert_array_equal(slope(1.0), [0, 1, 1, 1])  # descent: down
+  np.testing.assert_array_equal(slope(-1.0), [-1, -1, -1, 0])
+  # Through the head of an encoder that says nothing: to where it says something.
+  head = multimodal_lib.Encoder(modality.text(["a"], 1), 2, 4, 4)
+  tokens = jnp.ones((3, 1), int)
+  params = head.init(jax.random.key(0), tokens)
+  params["params"]["head"]["bias"] = jnp.array([0.0, 0.0, 20.0, 20.0])
+  loss = lambda p: (head.apply(p, tokens)[1] ** 2).mean()
+  for _ in range(60):
+    params = jax.tree.map(lambda a, g: a - 0.3 * g, params, jax.grad(loss)(params))
+  assert loss(params) < 1.0
 
 
 def test_the_joint_encoder_sees_what_the_experts_see():

@@ -122,6 +122,22 @@ def test_what_a_part_tells_is_weighed_by_stand_ins_among_what_is_decoded(monkeyp
   assert all([m.kind for m in kinds] == ["audio", "text"] for kinds in seen)
 
 
+def test_the_alignment_counts_for_what_is_missing(monkeypatch):
+  *_, metrics = one_update("fusion")
+  weigh, seen = fuse.beside, []
+
+  def twice(part, present):
+    seen.append(present)
+    return 2.0 * weigh(part, present)
+
+  monkeypatch.setattr(fuse, "beside", twice)
+  *_, more = one_update("fusion")
+  assert metrics["fusion/alignment"] > 0 and seen
+  np.testing.assert_allclose(
+    more["fusion/alignment"], 2 * metrics["fusion/alignment"], 1e-5
+  )
+
+
 def test_several_parts_are_drawn_and_their_terms_averaged(monkeypatch):
   draw, drawn = fuse.random_subset, []
 

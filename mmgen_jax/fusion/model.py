@@ -134,6 +134,16 @@ def stand_ins(
   return jnp.where(outside, weight, part & present)
 
 
+def beside(part: Bool[Array, "m b"], present: Bool[Array, "m b"]) -> Float[Array, "b"]:
+  """How often what an example has beside a part counts as what it could have.
+
+  (Modalities outside the part) / (those of them that are there): 1 in a complete
+  example, 0 where nothing is beside the part.
+  """
+  there = (present & ~part).sum(0)
+  return jnp.where(there > 0, (~part).sum(0) / jnp.maximum(there, 1), 0.0)
+
+
 def random_expert(
   keys: Key[Array, "b"], present: Bool[Array, "m b"]
 ) -> Bool[Array, "m b"]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 from jax.typing import DTypeLike
@@ -68,9 +69,30 @@ class Encoder(nn.Module):
     return _head(h, self.latent)
 
 
+BOUND = 8.0  # of a log-variance, either way
+
+
+@jax.custom_vjp
+def bounded(x: Array) -> Array:
+  """`x` cut off at +-`BOUND`, with the gradients that lead back inside.
+
+  Those of a plain clip are zero beyond it: an expert whose log-variances have all gone
+  there learns no more.
+  """
+  return jnp.clip(x, -BOUND, BOUND)
+
+
+def _bounded_gradient(x, g):
+  outwards = ((x > BOUND) & (g < 0)) | ((x < -BOUND) & (g > 0))  # what descent does
+  return (jnp.where(outwards, 0.0, g),)
+
+
+bounded.defvjp(lambda x: (bounded(x), x), _bounded_gradient)
+
+
 def _head(h: Float[Array, "b d"], latent: int) -> tuple[Array, Array]:
   mean, logvar = jnp.split(Dense(2 * latent, name="head")(h), 2, axis=-1)
-  return mean, jnp.clip(logvar, -8.0, 8.0)
+  return mean, bounded(logvar)
 
 
 class JointEncoder(nn.Module):

@@ -181,7 +181,9 @@ def make_losses(config, modalities: Modalities) -> tuple[Callable, Callable]:
     target, at = jax.lax.stop_gradient((full, z_full))
     logq = partial(prior_lib.log_prob_mixture, z=at)
     of_each = jax.tree.map(lambda x: x[2:], posteriors)
-    terms["alignment"] = logq(target) - jax.vmap(logq)(of_each).mean(0)
+    apart = logq(target) - jax.vmap(logq)(of_each)
+    counts = jax.vmap(partial(fuse.beside, present=mask))(subsets)
+    terms["alignment"] = (counts * apart).mean(0)
     terms["cross"] = jnp.zeros(len(keys))
     if loss.cross:
       tell = jax.vmap(partial(told, values=values, mask=mask), (1, 0))
@@ -243,13 +245,14 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   only: it learns where q_all is, and q_all is not asked to forget what a part cannot
   tell. The cross term is over the modalities that have no discriminator: given a part,
   a likelihood wants the mean of all that fits, which is right for a word and a blur for
-  a picture, and there the discriminator asks for one that is real. s_m is 1 in complete
-  examples; where some are missing, others that are like them stand in
-  (`fusion.model.stand_ins`). What is real to it: the data; or, with `loss.real`
-  "reconstructions", what is decoded from z, where data have what no z tells (the grain
-  of a background): asked for it, decoders put noise wherever no likelihood holds them.
-  What they judge beside it: for a share `loss.prior_share` of the examples a sample
-  from the prior, else one from q_part. They judge one example in
+  a picture, and there the discriminator asks for one that is real. Where modalities are
+  missing, those that are there count for them: the divergence of a part as
+  `fusion.model.beside` says, and its targets as `fusion.model.stand_ins`, among those
+  that are alike; s_m is 1 in complete examples. What is real to a discriminator: the
+  data; or, with `loss.real` "reconstructions", what is decoded from z, where data have
+  what no z tells (the grain of a background): asked for it, decoders put noise wherever
+  no likelihood holds them. What they judge beside it: for a share `loss.prior_share` of
+  the examples a sample from the prior, else one from q_part. They judge one example in
   `loss.adversarial_fraction`: the same in expectation, for less. The prior moves by a
   step of EM (`models.prior.rate`). Encoders see augmented inputs (`config.augment`);
   targets are clean.
