@@ -25,8 +25,8 @@ def overfitting(real: float, held_out: float, fake: float) -> float:
 def warnings(means: Means) -> dict[str, str]:
   """{what is wrong: a message} of metrics, by the names that the steps log.
 
-  Of a fusion run: an expert whose log-variances all went up to their bound gets next to no
-  gradient, and its modality may be lost. Of a GAN: R1 and R2 stay near each other as
+  Of a fusion run: an expert whose log-variances all went up to their bound gets next to
+  no gradient, and its modality may be lost. Of a GAN: R1 and R2 stay near each other as
   long as generated and real examples are equally hard (Huang et al., 2024, section 2.4,
   https://arxiv.org/abs/2501.05441).
   """
