@@ -43,7 +43,7 @@ flags.DEFINE_multi_string(
   "To sample: NAME=VALUE, of a modality (a text; the path of an image or a wav file) or"
   " a label; again for more. Without: from test examples.",
 )
-flags.DEFINE_integer("count", 16, "To sample: how many.")
+flags.DEFINE_integer("count", 16, "To sample: how many.", lower_bound=1)
 flags.DEFINE_list(
   "ingredients", [], "To fuse: workdirs (DIR or DIR:STEP) or .safetensors files."
 )

@@ -55,6 +55,10 @@ def launch(*arguments, **env):
       "--given goes with --mode=sample, not --mode=train",
     ),
     (
+      [SMOKE, "--workdir={tmp}", "--mode=sample", "--count=0"],
+      "flag --count=0: 0 is not a positive integer",
+    ),
+    (
       [SMOKE, "--workdir={tmp}", "--mode=sample", "--given=caption=mauve"],
       "caption: 'mauve' was not in training; what was: big",
     ),

@@ -70,9 +70,11 @@ def wave_of(
 ) -> np.ndarray:
   """A sound, float32 [samples], whose log-mel spectrogram is close to a stored one.
 
-  Powers of frequencies from those of filters by multiplicative updates (Richardson,
-  1972; Lucy, 1974), which keep them positive; phases by the iteration of Griffin and
-  Lim, "Signal estimation from modified short-time Fourier transform", 1984.
+  Powers of frequencies from those of filters by multiplicative updates, which keep them
+  positive (Richardson, 1972, https://doi.org/10.1364/JOSA.62.000055; Lucy, 1974,
+  https://doi.org/10.1086/111605); phases by the iteration of Griffin and Lim, "Signal
+  estimation from modified short-time Fourier transform", 1984,
+  https://doi.org/10.1109/TASSP.1984.1164317.
 
   Args:
     spectrogram: uint8 [frames, mels], as `log_mel` gives it.

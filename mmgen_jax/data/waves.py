@@ -66,7 +66,14 @@ def loudest(samples: np.ndarray, length: int) -> tuple[int, float]:
 def stretch(
   samples: np.ndarray, rate_hz: int, new_rate_hz: int, length: int
 ) -> np.ndarray:
-  """The loudest stretch, int16 [length] at another rate; silence after a short sound."""
+  """The loudest stretch, int16 [length] at another rate; silence after a short sound.
+
+  Args:
+    samples: [t] in [-1, 1).
+    rate_hz: of them.
+    new_rate_hz: of what comes out.
+    length: of what comes out, samples.
+  """
   whole = -(-length * rate_hz // new_rate_hz)
   if len(samples) > whole:
     first, _ = loudest(samples, whole)
