@@ -66,12 +66,12 @@ def _missing_rate(config, examples: Examples):
 def check_labels(config, examples: Examples) -> None:
   """Raises ValueError unless the data have the labels that a model is to learn.
 
-  `model.label` of `model.classes`, if that is not 0 ("gan", "autoregressive"), or
-  `model.labels` {label: classes} ("recognition"): from 0, and known of every example.
+  `model.label` of `model.classes` (`steps.class_label`), or `model.labels`
+  {label: classes} ("recognition"): from 0, and known of every example.
   """
   asked, m = {}, config.get("model", {})
-  if config.family in ("gan", "autoregressive") and m.classes:
-    asked[m.label] = "model.label", "model.classes", m.classes
+  if label := steps.class_label(config):
+    asked[label] = "model.label", "model.classes", m.classes
   if config.family == "recognition":
     for label, classes in m.labels.items():
       asked[label] = "model.labels", f"model.labels.{label}", classes

@@ -17,7 +17,7 @@ from mmgen_jax.data.audio import wave_of
 from mmgen_jax.data.examples import Spec
 from mmgen_jax.data.modality import Modality, detokenise, to_model, to_stored
 from mmgen_jax.data.read import fingerprint
-from mmgen_jax.steps import STEPS
+from mmgen_jax.steps import STEPS, class_label
 
 
 class Given(NamedTuple):
@@ -32,21 +32,18 @@ class Given(NamedTuple):
   labels: dict[str, int]
 
 
-def accepted(config, about: Spec) -> list[str]:
-  """What the model of a config can be given: modalities, labels.
+def accepted(config, about: Spec) -> tuple[list[str], list[str]]:
+  """What the model of a config can be given: modalities, labels; what it must be given.
 
   Raises:
     ValueError: if its family makes nothing.
   """
-  m, family = config.model, config.family
-  if family in measures.MEASURES:
-    raise ValueError(f"the family {family!r} makes no samples")
-  label = [m.label] if m.get("classes") else []
-  if family == "gan":
-    return [*m.get("condition", ()), *label]
-  if family == "autoregressive":
-    return label
-  return [m.modality] if family in ("vae", "hvae", "vq") else sorted(about.modalities)
+  if config.family in measures.MEASURES:
+    raise ValueError(f"the family {config.family!r} makes no samples")
+  family: Any = STEPS[config.family]
+  given = [set(subset) for subset in family.subsets(config, about.modalities)]
+  labels = [label for label in [class_label(config)] if label]
+  return sorted(set.union(*given)) + labels, sorted(set.intersection(*given))
 
 
 def parse(words: Sequence[str], config, about: Spec) -> Given:
@@ -55,11 +52,12 @@ def parse(words: Sequence[str], config, about: Spec) -> Given:
   A label's value is one of its names, or a number.
 
   Raises:
-    ValueError: for a name that the model does not take, or a value that is no good.
+    ValueError: for a name that the model does not take, a value that is no good, or if
+      what the model is always given is not there.
     FileNotFoundError: for a file that is not there.
   """
   values, labels = {}, {}
-  can = accepted(config, about)
+  can, must = accepted(config, about)
   for word in words:
     name, _, value = word.partition("=")
     if name not in can:
@@ -69,8 +67,11 @@ def parse(words: Sequence[str], config, about: Spec) -> Given:
       values[name] = own.stored(about, config.data.options, name, value)
     else:
       labels[name] = _label(name, value, about.label_names.get(name, ()), config)
-  if config.family == "vq" and not values:
-    raise ValueError(f"a vq model gives back what it is given: --given={can[0]}=FILE")
+  for name in must:
+    if name not in values:
+      raise ValueError(
+        f"this model is always given {must}: there is no --given={name}="
+      )
   return Given(values, labels)
 
 

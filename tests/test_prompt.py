@@ -91,21 +91,29 @@ def test_a_label_is_a_name_or_a_number():
 
 
 def test_families_take_what_they_are_made_from():
-  for family, want in (
-    ("vae", ["image"]),
-    ("vq", ["image"]),
-    ("autoregressive", ["digit"]),
-    ("fusion", ["image", "sound", "word"]),
+  for family, can, must in (
+    ("vae", ["image"], []),
+    ("vq", ["image"], ["image"]),
+    ("autoregressive", ["digit"], []),
+    ("fusion", ["image", "sound", "word"], []),
   ):
     config, modalities, _ = tiny(family)
-    assert prompt.accepted(config, Spec("tiny", modalities, {})) == want
+    assert prompt.accepted(config, Spec("tiny", modalities, {})) == (can, must)
   with pytest.raises(ValueError, match="'alignment' makes no samples"):
     prompt.accepted(*tiny("alignment")[:2])
-  config, modalities, _ = tiny("vq")
+
+
+def test_what_a_model_never_went_without_must_be_given():
+  config, modalities, _ = tiny("gan")
+  about = Spec("tiny", modalities, {})
+  config.model.update(condition=("word", "sound"), encoder={"dropout": 0.0})
+  config.data.missing = {"sound": 0.5}
+  assert prompt.accepted(config, about) == (["sound", "word", "digit"], ["word"])
   with pytest.raises(
-    ValueError, match="gives back what it is given: --given=image=FILE"
+    ValueError, match="always given .'word'.: there is no --given=word"
   ):
-    prompt.parse([], config, Spec("tiny", modalities, {}))
+    prompt.parse([], config, about)
+  assert set(prompt.parse(["word=a"], config, about).values) == {"word"}
 
 
 def started(family):

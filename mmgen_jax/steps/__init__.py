@@ -28,3 +28,9 @@ STEPS = {
   "alignment": alignment,
   "extension": extension,
 }
+
+
+def class_label(config) -> str:
+  """The label whose classes a model is conditioned on; "" where there is none."""
+  conditional = config.family in ("gan", "autoregressive") and config.model.classes
+  return config.model.label if conditional else ""
