@@ -42,8 +42,10 @@ def accepted(config, about: Spec) -> tuple[list[str], list[str]]:
     raise ValueError(f"the family {config.family!r} makes no samples")
   family: Any = STEPS[config.family]
   given = [set(subset) for subset in family.subsets(config, about.modalities)]
-  labels = [label for label in [class_label(config)] if label]
-  return sorted(set.union(*given)) + labels, sorted(set.intersection(*given))
+  can = sorted(set.union(*given))
+  if label := class_label(config):
+    can.append(label)
+  return can, sorted(set.intersection(*given))
 
 
 def parse(words: Sequence[str], config, about: Spec) -> Given:
