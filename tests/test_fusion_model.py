@@ -84,15 +84,19 @@ def test_those_that_are_there_stand_in_for_those_that_are_not():
   part = np.zeros_like(present)
   part[3] = True
   got = np.asarray(fuse.stand_ins(part, present, "iiii")).T
-  want = [[1, 1, 1, 1], [1.5, 1.5, 0, 1], [0, 3, 0, 1], [0, 0, 0, 1]]
+  want = [[1, 1, 1, 1], [1.5, 1.5, 0, 1], [0, 3, 0, 1], [0, 0, 0, 0]]
   np.testing.assert_allclose(got, want)
-  everything = np.asarray(fuse.stand_ins(present, present, "iiii"))
-  np.testing.assert_array_equal(everything, present)
   nothing = np.zeros((4, 1), bool)
   assert not np.any(fuse.stand_ins(nothing, nothing, "iiii"))
   # Of two kinds, "i" for "i" only.
   of_two = np.asarray(fuse.stand_ins(part, present, "iiai")).T
   np.testing.assert_allclose(of_two, [*want[:1], [1, 1, 0, 1], [0, 2, 0, 1], want[3]])
+
+
+def test_a_part_counts_by_itself_only_where_nothing_is_missing():
+  present = np.array([[1, 1, 1, 1], [1, 1, 0, 1]], bool).T
+  got = np.asarray(fuse.stand_ins(present, present, "iiai"))
+  np.testing.assert_array_equal(got, present & [True, False])
 
 
 def test_what_is_beside_a_part_counts_for_what_is_missing():
@@ -107,10 +111,11 @@ def test_over_patterns_that_leave_a_target_stand_ins_count_as_complete_data_do()
   m, weights = 4, []
   for pattern in itertools.product([False, True], repeat=m - 1):
     present = np.array([True, *pattern])[:, None]
-    if any(pattern):
-      part = np.eye(m, dtype=bool)[:, :1]
-      weights.append(np.asarray(fuse.stand_ins(part, present, "iiii"))[:, 0])
-  np.testing.assert_allclose(np.mean(weights, axis=0), np.ones(m), rtol=1e-6)
+    part = np.eye(m, dtype=bool)[:, :1]
+    weights.append(np.asarray(fuse.stand_ins(part, present, "iiii"))[:, 0])
+  # The first pattern leaves none beside the part; the others are as complete data.
+  np.testing.assert_array_equal(weights[0], np.zeros(m))
+  np.testing.assert_allclose(np.mean(weights[1:], axis=0), np.ones(m), rtol=1e-6)
 
 
 def test_mixture_draws_products_of_the_subset_that_it_names():
