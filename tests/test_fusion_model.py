@@ -93,10 +93,14 @@ def test_those_that_are_there_stand_in_for_those_that_are_not():
   np.testing.assert_allclose(of_two, [*want[:1], [1, 1, 0, 1], [0, 2, 0, 1], want[3]])
 
 
-def test_a_part_counts_by_itself_only_where_nothing_is_missing():
+def test_a_part_counts_by_itself_only_where_none_of_its_kind_is_missing():
   present = np.array([[1, 1, 1, 1], [1, 1, 0, 1]], bool).T
-  got = np.asarray(fuse.stand_ins(present, present, "iiai"))
-  np.testing.assert_array_equal(got, present & [True, False])
+  alike = np.asarray(fuse.stand_ins(present, present, "iiii"))
+  np.testing.assert_array_equal(alike, present & [True, False])
+  np.testing.assert_array_equal(fuse.stand_ins(present, present, "iiai"), present)
+  part, present = np.eye(4, dtype=bool)[:, :1], np.array([[1, 1, 0, 0]], bool).T
+  got = np.asarray(fuse.stand_ins(part, present, "iaii"))[:, 0]
+  np.testing.assert_array_equal(got, [0, 1, 0, 0])
 
 
 def test_what_is_beside_a_part_counts_for_what_is_missing():

@@ -116,12 +116,12 @@ def stand_ins(
 
   Those in the part: 1. Of the others, those that are there also stand for those of their
   kind that are not: each counts (modalities of its kind outside the part) / (those of
-  them that are there), 1 in a complete example. Where there is none of any kind to stand
-  for what is missing, the part itself does not count either. Otherwise missing data take
-  targets from what a part has to tell of others and leave it those of itself. Without
-  knowing why data are missing: where rates are known, 1 / rate would be exact (Horvitz
-  and Thompson, "A generalization of sampling without replacement from a finite universe",
-  1952).
+  them that are there), 1 in a complete example. Where a kind has some outside the part
+  and none of them is there, those of it in the part do not count either. Otherwise
+  missing data take targets from what a part has to tell of others and leave it those of
+  itself. Without knowing why data are missing: where rates are known, 1 / rate would be
+  exact (Horvitz and Thompson, "A generalization of sampling without replacement from a
+  finite universe", 1952).
 
   Args:
     part: what is given.
@@ -132,9 +132,9 @@ def stand_ins(
   alike = jnp.array([[a == b for b in kinds] for a in kinds], jnp.float32)
   outside = present & ~part
   count = lambda which: alike @ which.astype(jnp.float32)
-  weight = count(~part) / jnp.maximum(count(outside), 1.0)
-  itself = part & present & (outside.any(0) | part.all(0))
-  return jnp.where(outside, weight, itself)
+  wanted, there = count(~part), count(outside)
+  itself = part & present & ((there > 0) | (wanted == 0))
+  return jnp.where(outside, wanted / jnp.maximum(there, 1.0), itself)
 
 
 def beside(part: Bool[Array, "m b"], present: Bool[Array, "m b"]) -> Float[Array, "b"]:
