@@ -37,10 +37,15 @@ SPLIT = "test_speaker"
 
 
 def run(variant: str, seed: int, workdir: Path, data_dir: Path) -> list[dict[str, Any]]:
-  """The records of one run, trained and evaluated if it was not yet."""
+  """The records of one run, trained and evaluated if it was not yet.
+
+  Networks that it has from other runs are those of the same seed, made before it.
+  """
   config: Any = config_lib.load(f"{ROOT}/configs/recognition_digits.py:{variant}")
   config.seed = seed
   folder = workdir / f"{variant}_{seed}"
+  for name in config.get("initial", {}):
+    config.initial[name] = str(workdir / f"{name}_{seed}")
   if config.train_steps not in records.steps(folder):
     since = time.time()
     loop.train(config, folder, data_dir=data_dir)
@@ -136,7 +141,7 @@ def main() -> int:
   parser.add_argument("--workdir", required=True, type=Path)
   parser.add_argument("--data_dir", default=os.environ.get("MMGEN_DATA_DIR"))
   parser.add_argument("--seeds", type=int, default=5)
-  variants = [*SINGLE, *LAYERS, "balance", "fused"]
+  variants = [*SINGLE, *LAYERS, "experts", "balance", "fused"]
   parser.add_argument("--variants", default=",".join(variants))
   args = parser.parse_args()
   data_dir = Path(args.data_dir or args.workdir / "data")

@@ -15,7 +15,13 @@ Every layer beside each modality alone, three seeds, compared on one page:
 
 Variants: `:image`, `:sound` (one modality alone); the name of any fusion layer (`:gated`,
 `:concat`, ...); `:balance` (gradient modulation); `:fused` (no own heads, no modality
-dropout: what fusion is without them).
+dropout: what fusion is without them). Networks that were trained alone fused as they are,
+so that what each says alone stays what it was:
+
+  python launch.py --config=configs/recognition_digits.py:image --workdir=runs/image
+  python launch.py --config=configs/recognition_digits.py:sound --workdir=runs/sound
+  python launch.py --config=configs/recognition_digits.py:experts --workdir=runs/experts \
+    --config.initial.image=runs/image --config.initial.sound=runs/sound
 """
 
 from configs import common
@@ -79,6 +85,7 @@ def get_config(arg=None):
     **layers,
     image=lambda config: alone(config, "image"),
     sound=lambda config: alone(config, "sound"),
+    experts=experts,
     balance=balance,
     fused=fused,
     smoke=smoke,
@@ -104,12 +111,17 @@ def fusion(config, name):
 
 
 def alone(config, name):
-  """One modality: its features go straight to the head."""
+  """One modality: what its own head says."""
   config.model.inputs = (name,)
   config.model.fusion = "mean"
   other = {"image": "sound", "sound": "image"}[name]
-  del config.augment[other], config.corrupt[other]
-  fused(config)
+  del config.augment[other], config.corrupt[other], config.loss.own[other]
+
+
+def experts(config):
+  """What `:image` and `:sound` made, as it is; how to fuse it is all that is learned."""
+  config.initial = {"image": "", "sound": ""}
+  config.frozen = ("image", "sound")
 
 
 def fused(config):

@@ -233,12 +233,11 @@ def recognise(data, inputs=("image", "sound")):
     "sound": {"snr": 5.0},
   }
   config.corrupt = {name: damage[name] for name in inputs}
-  own = dict.fromkeys(inputs, 1.0) if len(inputs) > 1 else {}
   config.loss = {
     "fused": 1.0,
-    "own": own,
-    "fused_to_encoders": 0.0 if own else 1.0,
-    "dropout": 0.5 if own else 0.0,
+    "own": dict.fromkeys(inputs, 1.0),
+    "fused_to_encoders": 0.0,
+    "dropout": 0.5,
     "balance": 0.0,
   }
   config.optim = common.optim(

@@ -58,8 +58,9 @@ def explain(config, params, examples: Examples, indices, points: int = 24) -> Sa
   net = recognition.build(config, examples.modalities)
   inputs, label = net.modalities, sorted(net.labels)[0]
   grids = [name for name, m in inputs.items() if m.kind != "text"]
-  damage = recognition.make_damage(config, inputs)
-  run = partial(apply, net, params["recognizer"])
+  damage = recognition.make_damage(config, examples.modalities)
+  params = recognition.merged(params)
+  run = partial(apply, net, params)
 
   @jax.jit
   def of(rows):
@@ -80,7 +81,7 @@ def explain(config, params, examples: Examples, indices, points: int = 24) -> Sa
     rest = odds(x) - sum(v.sum((1, 2)) for v in flat.values())
     features = run(values, method="encode")
     look = lambda: net.apply(
-      {"params": params["recognizer"]},
+      {"params": params},
       features,
       mask,
       method="fuse",

@@ -61,7 +61,7 @@ def make_predict(
   net = recognition.build(config, modalities)
   inputs = recognition.used(config, modalities)
   subsets = recognition.subsets(config, modalities)
-  suffer = recognition.make_damage(config, inputs)
+  suffer = recognition.make_damage(config, modalities)
   names = sorted(inputs)
   givens = np.array([[name in s for name in names] for s in subsets], bool)
   mesh = make_mesh(jax.local_devices())
@@ -96,7 +96,7 @@ def make_predict(
   damagers = {(n, k): worse(n, k) for n in names for k in KINDS[inputs[n].kind]}
 
   def predict(params, examples: Examples, indices, damages: Sequence[Damage] = ()):
-    params = jax.device_put(params["recognizer"], whole)
+    params = jax.device_put(recognition.merged(params), whole)
     indices, parts = np.asarray(indices), []
     labels = {label: examples.labels[label][indices] for label in net.labels}
     indices = indices[coherence.known(labels)]  # of others nothing can be right

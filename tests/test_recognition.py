@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from tiny_models import tiny
 
-from configs import recognition_digits, study_fusion
-from mmgen_jax import balance, recognise, records
+from configs import common, recognition_digits, study_fusion
+from mmgen_jax import balance, checkpoint, initial, recognise, records
 from mmgen_jax import data as datasets
 from mmgen_jax.data import modality
 from mmgen_jax.data.examples import Column, Examples
 from mmgen_jax.metrics import calibration
-from mmgen_jax.models.layers import apply
+from mmgen_jax.models.layers import apply, init_params
 from mmgen_jax.steps import recognition
 
 RNG = np.random.default_rng(0)
@@ -131,12 +131,11 @@ def test_the_step_scales_only_what_the_fused_loss_tells_the_encoder_that_is_ahea
     state = recognition.init(jax.random.key(0), c, MODALITIES)
     step = jax.jit(recognition.make_train_step(c, MODALITIES))
     after, metrics = step(state, batch, jax.random.key(1))
-    net = lambda s: s.params["recognizer"]
-    moved[strength] = jax.tree.map(jnp.subtract, net(after), net(state))
+    moved[strength] = jax.tree.map(jnp.subtract, after.params, state.params)
   factors = {n: float(metrics[f"recognition/balance_{n}"]) for n in ("image", "sound")}
   assert sorted(factors.values())[1] == 1.0 and sorted(factors.values())[0] < 0.5
   for name, part in moved[0.7].items():
-    factor = factors.get(name.removeprefix("encoders_"), 1.0)
+    factor = factors.get(name, 1.0)
     want = jax.tree.map(lambda x, f=factor: f * x, moved[0.0][name])
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=1e-7), part, want
@@ -295,7 +294,7 @@ def test_one_modality_needs_no_other_to_be_fused_with():
   c = config()
   c.model.update(inputs=("image",), fusion="mean")
   net = recognition.build(c, MODALITIES)
-  params = recognition.init(jax.random.key(0), c, MODALITIES).params["recognizer"]
+  params = recognition.merged(recognition.init(jax.random.key(0), c, MODALITIES).params)
   x = jnp.asarray(RNG.uniform(-1, 1, (4, 8, 8, 3)), jnp.float32)
   features = apply(net, params, {"image": x}, method="encode")
   logits = apply(net, params, features, jnp.ones((1, 4), bool), method="fuse")
@@ -307,7 +306,7 @@ def test_one_modality_needs_no_other_to_be_fused_with():
 def test_the_own_head_decides_where_one_modality_is_alone():
   c, modalities, _ = tiny("recognition")
   net = recognition.build(c, modalities)
-  params = recognition.init(jax.random.key(0), c, modalities).params["recognizer"]
+  params = recognition.merged(recognition.init(jax.random.key(0), c, modalities).params)
   h = jnp.asarray(RNG.normal(size=(3, 4, c.model.features)), jnp.float32)
   mask = np.array([[0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 0]], bool)
   decided = apply(net, params, h, mask, method="decide")["digit"]
@@ -325,7 +324,119 @@ def test_the_fused_loss_may_be_kept_from_the_encoders():
   batch = jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(0, 1))
   step = jax.jit(recognition.make_train_step(c, modalities))
   after, _ = step(state, batch, jax.random.key(1))
-  old, new = state.params["recognizer"], after.params["recognizer"]
-  encoder = "encoders_word"
-  jax.tree.map(np.testing.assert_array_equal, new[encoder], old[encoder])
-  assert not np.array_equal(new["heads_digit"]["bias"], old["heads_digit"]["bias"])
+  old, new = state.params, after.params
+  jax.tree.map(np.testing.assert_array_equal, new["word"], old["word"])
+  bias = lambda params: params["fusion"]["heads_digit"]["bias"]
+  assert not np.array_equal(bias(new), bias(old))
+
+
+def test_a_network_of_its_own_for_each_modality_and_for_what_fuses_them():
+  c, modalities, _ = tiny("recognition")
+  net = recognition.build(c, modalities)
+  shapes = {n: jnp.zeros((1, *m.shape), jnp.int32) for n, m in modalities.items()}
+  tree = init_params(net, jax.random.key(0), shapes, jnp.ones((3, 1), bool))
+  networks = recognition.split(tree)
+  assert sorted(networks) == ["fusion", "image", "sound", "word"]
+  assert sorted(networks["word"]) == ["encoder", "heads_digit"]
+  assert "heads_digit" in networks["fusion"]
+  assert jax.tree.structure(recognition.merged(networks)) == jax.tree.structure(tree)
+  c.model.inputs = ("image", "fusion")
+  with pytest.raises(ValueError, match="can be called 'fusion'"):
+    recognition.build(c, modalities | {"fusion": modalities["image"]})
+
+
+HURT = {"image": {"noise": 0.5}, "sound": {"snr": 0.0}}
+
+
+def lone(name):
+  """A config of one modality, else that of `tiny`."""
+  c, _, _ = tiny("recognition")
+  c.model.update(inputs=(name,), fusion="mean")
+  c.loss.own = {name: c.loss.own[name]}
+  c.loss.fused_to_encoders, c.loss.balance = 0.0, 0.0
+  c.corrupt = {name: HURT[name]}
+  return c
+
+
+@pytest.mark.parametrize("name", ["image", "sound"])
+def test_beside_others_a_modality_learns_what_it_learns_alone(name):
+  """From equal initial weights: the same data, damage and updates, if by its own head."""
+  both, modalities, inputs = tiny("recognition")
+  both.model.inputs = ("image", "sound")
+  both.loss.own = {n: both.loss.own[n] for n in both.model.inputs}
+  both.loss.fused_to_encoders, both.loss.balance = 0.0, 0.0
+  both.corrupt = HURT
+  after = {}
+  for c in (both, lone(name)):
+    state = recognition.init(jax.random.key(0), c, modalities)
+    step = jax.jit(recognition.make_train_step(c, modalities))
+    for i in range(3):
+      batch = jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), inputs(0, 3))
+      state, _ = step(state, batch, jax.random.key(1))
+    after[len(c.model.inputs)] = state.params[name]
+  of_start = recognition.init(jax.random.key(0), both, modalities).params[name]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after[1], after[2]
+  )
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), after[1], of_start)
+  assert max(jax.tree.leaves(moved)) > 3e-4
+
+
+def test_frozen_networks_are_those_of_single_runs_and_say_the_same_alone(tmp_path):
+  """Bit for bit, through training: what one modality says is never less than before."""
+  _, modalities, inputs = tiny("recognition")
+  names = ("image", "sound")
+  single = {}
+  for i, name in enumerate(names):
+    c = lone(name)
+    single[name] = c, recognition.init(jax.random.key(i), c, modalities)
+    checkpoint.save(tmp_path / name / "checkpoints", single[name][1], 1)
+  c, _, _ = tiny("recognition")
+  c.model.inputs, c.loss.balance = names, 0.0
+  c.loss.own = {n: c.loss.own[n] for n in names}
+  c.corrupt = HURT
+  c.initial, c.frozen = {n: str(tmp_path / n) for n in names}, names
+  c.optim = common.optim(1e-2, name="adamw", weight_decay=0.1)
+  start = initial.fill(recognition.init(jax.random.key(5), c, modalities), c, tmp_path)
+  step = jax.jit(recognition.make_train_step(c, modalities))
+  batch = jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(0, 1))
+  state, metrics = step(start, batch, jax.random.key(1))
+  assert list(state.opt_state) == ["fusion"]
+  assert "norm/fusion_grad" in metrics and "norm/image_grad" not in metrics
+  same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
+  for name in names:
+    old, params = single[name]
+    same(state.ema[name], params.params[name])
+    same(state.params[name], params.params[name])
+    keep = jnp.array([n == name for n in sorted(modalities)])
+    say = lambda c, s, keep=keep: recognition.make_generate(c, modalities)(
+      s.ema, batch, keep, jax.random.key(0)
+    )
+    has = np.asarray(batch["mask"][name])
+    after, before = say(c, state)["digit"][has], say(old, params)["digit"][has]
+    np.testing.assert_array_equal(after, before)
+    assert len(after)
+  moved = jax.tree.map(
+    lambda a, b: not np.array_equal(a, b),
+    state.params["fusion"],
+    start.params["fusion"],
+  )
+  assert any(jax.tree.leaves(moved))
+
+
+def test_what_cannot_be_frozen_is_named():
+  c, modalities, _ = tiny("recognition")
+  for frozen, match in [
+    (("imgae",), "frozen names network 'imgae'; there are .*'fusion'"),
+    (("image", "sound", "word", "fusion"), "every network: nothing would learn"),
+  ]:
+    c.frozen = frozen
+    with pytest.raises(ValueError, match=match):
+      recognition.make_train_step(c, modalities)
+  c.frozen, c.loss.balance = ("image", "sound", "word"), 0.5
+  with pytest.raises(
+    ValueError, match=r"no loss tells .*loss.balance = 0.5 could scale"
+  ):
+    recognition.make_train_step(c, modalities)
+  c.loss.balance, c.loss.own = 0.0, {}
+  recognition.make_train_step(c, modalities)  # own heads are not needed then

@@ -38,6 +38,29 @@ class FeatureEncoder(nn.Module):
     return nn.LayerNorm()(nn.silu(net(x)).astype(jnp.float32))
 
 
+class Expert(nn.Module):
+  """One modality by itself: its features, and what heads of its own say of them.
+
+  Attributes:
+    encoder: of `FeatureEncoder`.
+    labels: {label: how many classes it has} of the heads; {}: none.
+  """
+
+  encoder: FeatureEncoder
+  labels: Mapping[str, int]
+
+  def setup(self):
+    self.heads = {label: Dense(n) for label, n in sorted(self.labels.items())}
+
+  def encode(self, x: Array) -> Float[Array, "b d"]:
+    """Features."""
+    return self.encoder(x)
+
+  def decide(self, features: Float[Array, "b d"]) -> Logits:
+    """Logits of the own heads."""
+    return {label: head(features) for label, head in self.heads.items()}
+
+
 class Recognizer(nn.Module):
   """Logits of every label's classes from any subset of the sorted modalities.
 
@@ -64,20 +87,19 @@ class Recognizer(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   def setup(self):
-    self.encoders = {
-      name: FeatureEncoder(
-        m, self.widths[m.kind], self.features, self.blocks, self.dtype
-      )
-      for name, m in sorted(self.modalities.items())
+    encoder = lambda m: FeatureEncoder(
+      m, self.widths[m.kind], self.features, self.blocks, self.dtype
+    )
+    labels = self.labels if self.own_heads else FrozenDict()
+    self.experts = {
+      name: Expert(encoder(m), labels) for name, m in sorted(self.modalities.items())
     }
     self.layer = make_fusion(self.fusion, **self.fusion_options)
-    heads = lambda: {label: Dense(n) for label, n in sorted(self.labels.items())}
-    self.heads = heads()
-    self.own = {name: heads() for name in self.modalities} if self.own_heads else {}
+    self.heads = {label: Dense(n) for label, n in sorted(self.labels.items())}
 
   def encode_one(self, name: str, x: Array) -> Float[Array, "b d"]:
     """Features of one modality."""
-    return self.encoders[name](x)
+    return self.experts[name].encode(x)
 
   def encode(self, batch: Mapping[str, Array]) -> Float[Array, "m b d"]:
     """Features of all modalities, in sorted order of names."""
@@ -93,11 +115,9 @@ class Recognizer(nn.Module):
 
   def alone(self, features: Float[Array, "m b d"]) -> dict[str, Float[Array, "m b c"]]:
     """Logits of the modalities' own heads; {} without `own_heads`."""
-    names = sorted(self.own)
-    return {
-      label: jnp.stack([self.own[n][label](features[i]) for i, n in enumerate(names)])
-      for label in (self.labels if names else ())
-    }
+    names = sorted(self.experts)
+    said = [self.experts[n].decide(features[i]) for i, n in enumerate(names)]
+    return {label: jnp.stack([x[label] for x in said]) for label in said[0]}
 
   def decide(self, features: Float[Array, "m b d"], mask: Bool[Array, "m b"]) -> Logits:
     """Those of `fuse`; where one modality alone is there, those of its own head, if any.

@@ -1,4 +1,9 @@
-"""The recognition step: which class a label has, from any subset of the modalities."""
+"""The recognition step: which class a label has, from any subset of the modalities.
+
+Every modality's encoder and own heads are a network by its name, what fuses them is the
+network "fusion": so each can come from another run (`mmgen_jax.initial`), and those that
+`config.frozen` names stay as they are.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,15 +25,19 @@ from mmgen_jax.state import State, new_state
 from mmgen_jax.steps.inputs import blank_missing, example_shapes, make_augment
 
 Modalities = Mapping[str, Modality]
+FUSION = "fusion"  # the network of the fusion layer and its heads
+_EXPERT = "experts_"  # before a modality's name, in the parameters of a Recognizer
 
 
 def used(config, modalities: Modalities) -> dict[str, Modality]:
   """Those that `config.model.inputs` names, or all if it names none, sorted.
 
   Raises:
-    ValueError: if the data set lacks one.
+    ValueError: if the data set lacks one, or one has the name of the fusing network.
   """
   names = config.model.get("inputs", ()) or modalities
+  if FUSION in names:
+    raise ValueError(f"no modality to recognise from can be called {FUSION!r}")
   if unknown := sorted(set(names) - set(modalities)):
     raise ValueError(
       f"model.inputs names {unknown[0]!r}; the data set has {sorted(modalities)}"
@@ -40,11 +49,12 @@ def build(config, modalities: Modalities) -> Recognizer:
   """The network of a config.
 
   Raises:
-    ValueError: if an input or the fusion layer is unknown, no label is named, or the loss
-      trains no encoder, or balances what tells them nothing.
+    ValueError: if an input, the fusion layer or a frozen network is unknown, no label is
+      named, nothing learns, or the loss trains no encoder that should, or balances what
+      tells them nothing.
   """
   m = config.model
-  _check_loss(config.loss)
+  _check_loss(config, set(used(config, modalities)) & set(learned(config, modalities)))
   if not m.labels:
     raise ValueError("model.labels names no label to recognise: {label: classes}")
   return Recognizer(
@@ -60,24 +70,55 @@ def build(config, modalities: Modalities) -> Recognizer:
   )
 
 
-def _check_loss(loss) -> None:
+def _check_loss(config, encoders: set[str]) -> None:
+  """`encoders`: the names of those that learn."""
+  loss = config.loss
   factor = loss.get("fused_to_encoders", 1.0)
-  if loss.fused * factor:
+  if encoders and loss.fused * factor:
     return
   silent = (
     f"loss.fused = {loss.fused} and loss.fused_to_encoders = {factor}: the fused loss"
     " tells the encoders nothing"
   )
+  if not encoders:
+    silent = f"frozen = {tuple(config.frozen)}: no loss tells the encoders anything"
   if loss.balance:
     raise ValueError(
-      f"{silent} that loss.balance = {loss.balance} could scale; set both above 0, or"
-      " loss.balance to 0"
+      f"{silent} that loss.balance = {loss.balance} could scale; let encoders learn from"
+      " it, or set loss.balance to 0"
     )
-  if not loss.own:
+  if encoders and not loss.own:
     raise ValueError(
       f"{silent}, and with loss.own = {{}} nothing else does; set both above 0, or"
       " loss.own to a weight of each input"
     )
+
+
+def learned(config, modalities: Modalities) -> list[str]:
+  """The networks that learn: inputs, sorted, and "fusion", but for `config.frozen`.
+
+  Raises:
+    ValueError: if that names a network that there is not, or all of them.
+  """
+  networks, frozen = [*used(config, modalities), FUSION], config.get("frozen", ())
+  if unknown := sorted(set(frozen) - set(networks)):
+    raise ValueError(f"frozen names network {unknown[0]!r}; there are {networks}")
+  if not set(networks) - set(frozen):
+    raise ValueError(f"frozen = {tuple(frozen)} is every network: nothing would learn")
+  return [name for name in networks if name not in frozen]
+
+
+def split(params: Mapping) -> dict:
+  """By network, the parameters of a Recognizer."""
+  experts = {k: v for k, v in params.items() if k.startswith(_EXPERT)}
+  rest = {k: v for k, v in params.items() if k not in experts}
+  return {k.removeprefix(_EXPERT): v for k, v in experts.items()} | {FUSION: rest}
+
+
+def merged(params: Mapping) -> dict:
+  """The parameters of a Recognizer, of those by network."""
+  experts = {_EXPERT + k: v for k, v in params.items() if k != FUSION}
+  return experts | params[FUSION]
 
 
 def make_damage(config, modalities: Modalities) -> Callable:
@@ -86,12 +127,16 @@ def make_damage(config, modalities: Modalities) -> Callable:
   `config.corrupt` is {modality: {kind of damage: strength}}, see
   `mmgen_jax.data.corrupt`.
 
+  A modality's is the same whatever else is an input: the i-th of the data set's
+  `modalities`, sorted, takes the i-th key.
+
   Raises:
     ValueError: if it names a modality that is not an input.
   """
   hows = {name: dict(how) for name, how in config.get("corrupt", {}).items()}
-  if unknown := sorted(set(hows) - set(modalities)):
-    raise ValueError(f"corrupt names {unknown[0]!r}; there are {sorted(modalities)}")
+  inputs = used(config, modalities)
+  if unknown := sorted(set(hows) - set(inputs)):
+    raise ValueError(f"corrupt names {unknown[0]!r}; there are {sorted(inputs)}")
 
   def damage(keys, values):
     changed = {}
@@ -112,12 +157,13 @@ def keys_of_index(index: Array) -> Array:
 
 
 def init(key: Array, config, modalities: Modalities) -> State:
-  """A State at step 0; network "recognizer", and its average."""
+  """A State at step 0, by network, and averages."""
   net = build(config, modalities)
   shapes = example_shapes(net.modalities)
   mask = jax.ShapeDtypeStruct((len(shapes), 1), jnp.bool_)
-  params = {"recognizer": init_params(net, key, shapes, mask)}
-  opt_state = init_optimizers({"recognizer": make_optimizer(config.optim)}, params)
+  params = split(init_params(net, key, shapes, mask))
+  txs = {name: make_optimizer(config.optim) for name in learned(config, modalities)}
+  opt_state = init_optimizers(txs, params)
   return new_state(params, opt_state, jax.tree.map(jnp.copy, params))
 
 
@@ -163,19 +209,20 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   """
   net, names = build(config, modalities), sorted(used(config, modalities))
   inputs = used(config, modalities)
-  augment, damage = make_augment(config, inputs), make_damage(config, inputs)
-  txs, loss = {"recognizer": make_optimizer(config.optim)}, config.loss
+  augment, damage = make_augment(config, inputs), make_damage(config, modalities)
+  txs = {name: make_optimizer(config.optim) for name in learned(config, modalities)}
+  loss = config.loss
   if loss.balance and config.accumulate > 1:
     raise ValueError("loss.balance is of a whole batch: accumulate must be 1")
   if loss.own and sorted(loss.own) != names:
     raise ValueError(f"loss.own must weigh {names}, or none; it has {sorted(loss.own)}")
   own = jnp.array([loss.own[name] for name in names] if loss.own else [])
 
-  def objective(params, batch, keys, axis):
+  def objective(learns, params, batch, keys, axis):
     values, mask = blank_missing(batch, inputs)
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
     values = damage(keys[:, 1], augment(keys[:, 0], values))
-    run = partial(apply, net, params)
+    run = partial(apply, net, merged({**params, **learns}))
     h, labels = run(values, method="encode"), batch["labels"]
     told, metrics = scale_gradient(h, loss.get("fused_to_encoders", 1.0)), {}
     if loss.balance:
@@ -207,8 +254,7 @@ def make_train_step(config, modalities: Modalities) -> Callable:
 
     def gradients(params, batch, keys):
       of = jax.grad(partial(objective, axis=axis), has_aux=True)
-      grads, metrics = of(params["recognizer"], batch, keys)
-      return {"recognizer": grads}, metrics
+      return of({name: params[name] for name in txs}, params, batch, keys)
 
     mean = mean_of_microbatches(gradients, accumulate=config.accumulate, axis=axis)
     grads, metrics = mean(state.params, batch, keys)
@@ -252,14 +298,14 @@ def make_generate(config, modalities: Modalities) -> Callable:
   """
   net, inputs = build(config, modalities), used(config, modalities)
   places = [sorted(modalities).index(name) for name in inputs]
-  damage = make_damage(config, inputs)
+  damage = make_damage(config, modalities)
 
   def generate(params, batch, given, key):
     del key
+    run = partial(apply, net, merged(params))
     values, mask = blank_missing(batch, inputs)
     values = damage(keys_of_index(batch["index"]), values)
-    features = apply(net, params["recognizer"], values, method="encode")
     mask &= given[jnp.array(places)][:, None]
-    return apply(net, params["recognizer"], features, mask, method="decide")
+    return run(run(values, method="encode"), mask, method="decide")
 
   return generate
