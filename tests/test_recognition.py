@@ -275,7 +275,7 @@ def test_a_label_that_the_data_lack_is_named():
       jax.eval_shape(step, of, batch, key)
 
 
-VARIANTS = [*recognition_digits.LAYERS, "image", "sound", "balance", "fused"]
+VARIANTS = [*recognition_digits.LAYERS, "image", "sound", "experts", "balance", "fused"]
 VARIANTS = [recognition_digits.get_config(name) for name in ("", *VARIANTS)]
 STUDIES = [
   study_fusion.get_config(f"{data},{method}")
