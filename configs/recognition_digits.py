@@ -115,7 +115,8 @@ def alone(config, name):
   config.model.inputs = (name,)
   config.model.fusion = "mean"
   other = {"image": "sound", "sound": "image"}[name]
-  del config.augment[other], config.corrupt[other], config.loss.own[other]
+  del config.augment[other], config.corrupt[other]
+  config.loss.own = {name: 1.0} if config.loss.own else {}
 
 
 def experts(config):
