@@ -141,7 +141,7 @@ def main() -> int:
   parser.add_argument("--workdir", required=True, type=Path)
   parser.add_argument("--data_dir", default=os.environ.get("MMGEN_DATA_DIR"))
   parser.add_argument("--seeds", type=int, default=5)
-  variants = [*SINGLE, *LAYERS, "experts", "balance", "fused"]
+  variants = [*SINGLE, *LAYERS, "late", "experts", "balance", "fused"]
   parser.add_argument("--variants", default=",".join(variants))
   args = parser.parse_args()
   data_dir = Path(args.data_dir or args.workdir / "data")

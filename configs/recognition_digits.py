@@ -14,9 +14,9 @@ Every layer beside each modality alone, three seeds, compared on one page:
     --workdir=runs/layers
 
 Variants: `:image`, `:sound` (one modality alone); the name of any fusion layer (`:gated`,
-`:concat`, ...); `:balance` (gradient modulation); `:fused` (no own heads, no modality
-dropout: what fusion is without them). Networks that were trained alone fused as they are,
-so that what each says alone stays what it was:
+`:concat`, ...); `:late` (opinions fused, not features); `:balance` (gradient modulation);
+`:fused` (no own heads, no modality dropout: what fusion is without them). `:experts` fuses
+networks that were trained alone as they are, so that what each says alone stays the same:
 
   python launch.py --config=configs/recognition_digits.py:image --workdir=runs/image
   python launch.py --config=configs/recognition_digits.py:sound --workdir=runs/sound
@@ -85,6 +85,7 @@ def get_config(arg=None):
     **layers,
     image=lambda config: alone(config, "image"),
     sound=lambda config: alone(config, "sound"),
+    late=late,
     experts=experts,
     balance=balance,
     fused=fused,
@@ -117,6 +118,12 @@ def alone(config, name):
   other = {"image": "sound", "sound": "image"}[name]
   del config.augment[other], config.corrupt[other]
   config.loss.own = {name: 1.0} if config.loss.own else {}
+
+
+def late(config):
+  """Own heads alone learn, and the product of what they say is the answer."""
+  config.model.fusion = "late"
+  config.loss.fused = 0.0
 
 
 def experts(config):

@@ -17,6 +17,7 @@ from mmgen_jax import data as datasets
 from mmgen_jax.data import modality
 from mmgen_jax.data.examples import Column, Examples
 from mmgen_jax.metrics import calibration
+from mmgen_jax.models import recognition as recognition_model
 from mmgen_jax.models.layers import apply, init_params
 from mmgen_jax.steps import recognition
 
@@ -275,7 +276,8 @@ def test_a_label_that_the_data_lack_is_named():
       jax.eval_shape(step, of, batch, key)
 
 
-VARIANTS = [*recognition_digits.LAYERS, "image", "sound", "experts", "balance", "fused"]
+VARIANTS = [*recognition_digits.LAYERS, "image", "sound", "late", "experts", "balance"]
+VARIANTS += ["fused"]
 VARIANTS = [recognition_digits.get_config(name) for name in ("", *VARIANTS)]
 STUDIES = [
   study_fusion.get_config(f"{data},{method}")
@@ -314,6 +316,50 @@ def test_the_own_head_decides_where_one_modality_is_alone():
   fused = apply(net, params, h, mask, method="fuse")["digit"]
   want = jnp.stack([fused[0], own[0, 1], own[1, 2], fused[3]])
   np.testing.assert_allclose(decided, want, rtol=1e-6)
+
+
+def test_late_fusion_is_bayes_rule_for_independent_inputs():
+  """Of three inputs drawn from known p(x | class), classes equally likely."""
+  rng = np.random.default_rng(1)
+  given_class = rng.dirichlet(np.ones(5), (3, 4))  # p(x_m = v | c), [m c v]
+  values = rng.integers(0, 5, (3, 20))
+  likelihood = np.stack([given_class[m][:, values[m]].T for m in range(3)])  # [m b c]
+  mask = rng.random((3, 20)) > 0.4
+  mask[:, 0] = False
+  each = likelihood / likelihood.sum(-1, keepdims=True)
+  shift = rng.normal(size=(3, 20, 1))  # logits are known up to a constant
+  logits = jnp.asarray(np.log(each) + shift)
+  together = np.where(mask[..., None], likelihood, 1.0).prod(0)
+  want = together / together.sum(-1, keepdims=True)
+  got = jax.nn.softmax(recognition_model.product(logits, jnp.asarray(mask)))
+  np.testing.assert_allclose(got, want, rtol=1e-4)
+  np.testing.assert_allclose(got[0], 0.25, rtol=1e-6)
+
+
+def test_late_fusion_has_no_network_and_needs_heads():
+  c, modalities, inputs = tiny("recognition")
+  c.model.fusion = "late"
+  c.loss.update(fused=0.0, balance=0.0)
+  state = recognition.init(jax.random.key(0), c, modalities)
+  assert sorted(state.params) == ["image", "sound", "word"]
+  batch = jax.tree.map(lambda x: jnp.asarray(x[0]), inputs(0, 1))
+  after, _ = jax.jit(recognition.make_train_step(c, modalities))(
+    state, batch, jax.random.key(1)
+  )
+  assert sorted(after.opt_state) == ["image", "sound", "word"]
+  net, params = recognition.build(c, modalities), recognition.merged(after.params)
+  h = jnp.asarray(RNG.normal(size=(3, 4, c.model.features)), jnp.float32)
+  mask = np.array([[0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]], bool)
+  decided = apply(net, params, h, mask, method="decide")["digit"]
+  own = apply(net, params, h, method="alone")["digit"]
+  want = jnp.stack(
+    [jnp.zeros(3), own[0, 1], own[1, 2], jax.nn.log_softmax(own[:, 3]).sum(0)]
+  )
+  np.testing.assert_allclose(decided, want, atol=1e-5)
+  c.loss.update(fused=1.0)
+  c.loss.own = {}
+  with pytest.raises(ValueError, match="is of own heads, and loss.own = {} has none"):
+    recognition.build(c, modalities)
 
 
 def test_the_fused_loss_may_be_kept_from_the_encoders():

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 from jax.typing import DTypeLike
@@ -16,6 +17,7 @@ from mmgen_jax.models.multimodal import as_grid
 from mmgen_jax.models.text import TextEncoder
 
 Logits = dict[str, Float[Array, "b c"]]
+LATE = "late"  # the `fusion` of opinions, not of features
 
 
 class FeatureEncoder(nn.Module):
@@ -36,6 +38,17 @@ class FeatureEncoder(nn.Module):
       x = as_grid(self.modality, x)
       net = ConvEncoder(self.width, self.features, self.blocks, dtype=self.dtype)
     return nn.LayerNorm()(nn.silu(net(x)).astype(jnp.float32))
+
+
+def product(logits: Float[Array, "m b c"], mask: Bool[Array, "m b"]) -> Array:
+  """Logits [b c] of the product of what experts say, of those that `mask` keeps.
+
+  log p(c | x) = sum_m log p_m(c | x_m) + const: the posterior if classes are equally
+  likely and the x_m independent given the class (the product rule of Kittler et al., "On
+  Combining Classifiers", 1998, https://doi.org/10.1109/34.667881). From nothing, zeros.
+  """
+  said = jax.nn.log_softmax(logits)
+  return jnp.where(mask[..., None], said, 0.0).sum(0)
 
 
 class Expert(nn.Module):
@@ -69,10 +82,11 @@ class Recognizer(nn.Module):
     labels: {label: how many classes it has}.
     widths: channels (grids) or embedding size (text), by modality kind.
     features: size of every encoder's output, and of what is fused.
-    fusion: name of a layer in `mmgen_jax.fusion.feature.FUSIONS`.
-    fusion_options: its attributes.
+    fusion: name of a layer in `mmgen_jax.fusion.feature.FUSIONS`; or "late": no features
+      are fused, the answer is the product of the own heads' (`product`).
+    fusion_options: the layer's attributes.
     blocks: blocks per resolution (grids) or in all (text).
-    own_heads: whether each modality has heads of its own besides.
+    own_heads: whether each modality has heads of its own besides; "late" wants them.
     dtype: of the encoders' computation; all else is float32.
   """
 
@@ -94,8 +108,9 @@ class Recognizer(nn.Module):
     self.experts = {
       name: Expert(encoder(m), labels) for name, m in sorted(self.modalities.items())
     }
-    self.layer = make_fusion(self.fusion, **self.fusion_options)
-    self.heads = {label: Dense(n) for label, n in sorted(self.labels.items())}
+    if self.fusion != LATE:
+      self.layer = make_fusion(self.fusion, **self.fusion_options)
+      self.heads = {label: Dense(n) for label, n in sorted(self.labels.items())}
 
   def encode_one(self, name: str, x: Array) -> Float[Array, "b d"]:
     """Features of one modality."""
@@ -110,6 +125,8 @@ class Recognizer(nn.Module):
 
     These are not the classes' shares: no loss is of an example that has nothing.
     """
+    if self.fusion == LATE:
+      return {label: product(x, mask) for label, x in self.alone(features).items()}
     h = self.layer(features, mask)
     return {label: head(h) for label, head in self.heads.items()}
 

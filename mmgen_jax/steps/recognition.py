@@ -1,8 +1,8 @@
 """The recognition step: which class a label has, from any subset of the modalities.
 
 Every modality's encoder and own heads are a network by its name, what fuses them is the
-network "fusion": so each can come from another run (`mmgen_jax.initial`), and those that
-`config.frozen` names stay as they are.
+network "fusion" (none in late fusion): so each can come from another run
+(`mmgen_jax.initial`), and those that `config.frozen` names stay as they are.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from mmgen_jax.balance import modality_dropout, modulation, scale_gradient
 from mmgen_jax.data.corrupt import corrupt
 from mmgen_jax.data.modality import Modality
 from mmgen_jax.models.layers import apply, init_params
-from mmgen_jax.models.recognition import Recognizer
+from mmgen_jax.models.recognition import LATE, Recognizer
 from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
 from mmgen_jax.state import State, new_state
@@ -57,6 +57,10 @@ def build(config, modalities: Modalities) -> Recognizer:
   _check_loss(config, set(used(config, modalities)) & set(learned(config, modalities)))
   if not m.labels:
     raise ValueError("model.labels names no label to recognise: {label: classes}")
+  if m.fusion == LATE and not config.loss.own:
+    raise ValueError(
+      "model.fusion = 'late' is of own heads, and loss.own = {} has none"
+    )
   return Recognizer(
     used(config, modalities),
     m.labels.to_dict(),
@@ -95,12 +99,13 @@ def _check_loss(config, encoders: set[str]) -> None:
 
 
 def learned(config, modalities: Modalities) -> list[str]:
-  """The networks that learn: inputs, sorted, and "fusion", but for `config.frozen`.
+  """The networks that learn: inputs, sorted, and any "fusion", but for `config.frozen`.
 
   Raises:
     ValueError: if that names a network that there is not, or all of them.
   """
-  networks, frozen = [*used(config, modalities), FUSION], config.get("frozen", ())
+  networks, frozen = list(used(config, modalities)), config.get("frozen", ())
+  networks += [FUSION] if config.model.fusion != LATE else []
   if unknown := sorted(set(frozen) - set(networks)):
     raise ValueError(f"frozen names network {unknown[0]!r}; there are {networks}")
   if not set(networks) - set(frozen):
@@ -112,13 +117,14 @@ def split(params: Mapping) -> dict:
   """By network, the parameters of a Recognizer."""
   experts = {k: v for k, v in params.items() if k.startswith(_EXPERT)}
   rest = {k: v for k, v in params.items() if k not in experts}
-  return {k.removeprefix(_EXPERT): v for k, v in experts.items()} | {FUSION: rest}
+  networks = {k.removeprefix(_EXPERT): v for k, v in experts.items()}
+  return networks | ({FUSION: rest} if rest else {})
 
 
 def merged(params: Mapping) -> dict:
   """The parameters of a Recognizer, of those by network."""
   experts = {_EXPERT + k: v for k, v in params.items() if k != FUSION}
-  return experts | params[FUSION]
+  return experts | params.get(FUSION, {})
 
 
 def make_damage(config, modalities: Modalities) -> Callable:
