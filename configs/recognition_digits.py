@@ -15,8 +15,8 @@ Every layer beside each modality alone, three seeds, compared on one page:
 
 Variants: `:image`, `:sound` (one modality alone); the name of any fusion layer (`:gated`,
 `:concat`, ...); `:late` (opinions fused, not features); `:balance` (gradient modulation);
-`:fused` (no own heads, no modality dropout: what fusion is without them). `:experts` fuses
-networks that were trained alone as they are, so that what each says alone stays the same:
+`:fused` (no own heads, no modality dropout: what fusion is without them). `:experts`
+fuses networks that were trained alone as they are; what each says alone stays the same:
 
   python launch.py --config=configs/recognition_digits.py:image --workdir=runs/image
   python launch.py --config=configs/recognition_digits.py:sound --workdir=runs/sound
