@@ -203,7 +203,7 @@ def recognition_model() -> Any:
     {
       "inputs": (),  # names of modalities; none: all
       "labels": {},  # {label: number of classes}
-      "fusion": "gated",  # a layer of mmgen_jax.fusion.feature
+      "fusion": "gated",  # a layer of mmgen_jax.fusion.feature, or "late"
       "fusion_options": {},
       "widths": {"image": 32, "audio": 24, "text": 64},  # channels; embedding size
       "features": 64,
