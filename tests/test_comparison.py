@@ -353,3 +353,14 @@ def test_the_picture_has_every_point_and_its_interval():
   points = {"a": scatter.Point(1.0, 2.0, 1.0, 3.0), "b": scatter.Point(2.0, 2.5)}
   drawn = scatter.scatter(points, ["a", "b"], "x", "s")
   assert drawn.count("<circle") == 2 and drawn.count("stroke-width:1.4") == 1
+
+
+def test_names_are_written_towards_the_middle_of_the_picture():
+  points = {"cheap one": scatter.Point(1.0, 2.0), "dear one": scatter.Point(9.0, 2.5)}
+  drawn = scatter.scatter(points, [], "x", "s")
+  cheap, dear = (
+    re.search(rf'cx="([\d.]+)".*?<text x="([\d.]+)"[^>]*anchor="(\w+)">{name}', part)
+    for name, part in zip(points, drawn.split("<g>")[1:], strict=True)
+  )
+  assert cheap and dear and (cheap[3], dear[3]) == ("start", "end")
+  assert float(cheap[2]) > float(cheap[1]) and float(dear[2]) < float(dear[1])

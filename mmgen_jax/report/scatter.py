@@ -76,9 +76,12 @@ def scatter(
         f' y2="{at_y(p.high):.1f}" style="stroke:{colour};stroke-width:1.4"/>'
       )
     shape = "4.6" if name in front else "3.2"
+    # A name has at least half of the picture to be written in.
+    beside, anchor = (x - 7, "end") if x > WIDTH / 2 else (x + 7, "start")
     parts.append(
       f'<circle cx="{x:.1f}" cy="{at_y(p.y):.1f}" r="{shape}" style="fill:{colour}"/>'
-      f'<text x="{x + 7:.1f}" y="{at_y(p.y) - 5:.1f}">{html.escape(name)}</text></g>'
+      f'<text x="{beside:.1f}" y="{at_y(p.y) - 5:.1f}" text-anchor="{anchor}">'
+      f"{html.escape(name)}</text></g>"
     )
   return (
     f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
