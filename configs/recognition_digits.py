@@ -113,8 +113,8 @@ def fusion(config, name):
 
 def alone(config, name):
   """One modality: what its own head says."""
+  late(config)
   config.model.inputs = (name,)
-  config.model.fusion = "mean"
   other = {"image": "sound", "sound": "image"}[name]
   del config.augment[other], config.corrupt[other]
   config.loss.own = {name: 1.0} if config.loss.own else {}

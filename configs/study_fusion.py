@@ -221,7 +221,8 @@ def recognise(data, inputs=("image", "sound")):
   """What a label says, from degraded inputs: a head per modality, and one of both."""
   config = _base("recognition", data)
   config.model = common.recognition_model()
-  config.model.update(inputs=inputs, fusion="gated" if len(inputs) > 1 else "mean")
+  several = len(inputs) > 1
+  config.model.update(inputs=inputs, fusion="gated" if several else "late")
   config.model.widths = {"image": 16, "audio": 12, "text": 32}
   labels = {"sprites": ("colour", "shape", "size"), "digits": ("digit",)}
   if data not in labels:
@@ -234,7 +235,7 @@ def recognise(data, inputs=("image", "sound")):
   }
   config.corrupt = {name: damage[name] for name in inputs}
   config.loss = {
-    "fused": 1.0,
+    "fused": float(several),
     "own": dict.fromkeys(inputs, 1.0),
     "fused_to_encoders": 0.0,
     "dropout": 0.5,

@@ -121,9 +121,9 @@ class Recognizer(nn.Module):
     return jnp.stack([self.encode_one(n, batch[n]) for n in sorted(self.modalities)])
 
   def fuse(self, features: Float[Array, "m b d"], mask: Bool[Array, "m b"]) -> Logits:
-    """Logits from what `mask` keeps; from nothing, the heads' biases.
+    """Logits from what `mask` keeps; from nothing, the heads' biases ("late": zeros).
 
-    These are not the classes' shares: no loss is of an example that has nothing.
+    Biases are not the classes' shares: no loss is of an example that has nothing.
     """
     if self.fusion == LATE:
       return {label: product(x, mask) for label, x in self.alone(features).items()}
@@ -141,10 +141,9 @@ class Recognizer(nn.Module):
 
     The fused head has to serve every subset, the own one just this.
     """
-    fused, own = self.fuse(features, mask), self.alone(features)
-    lone = (mask.sum(0) == 1)[:, None]
-    kept = {k: jnp.where(mask[..., None], x, 0.0).sum(0) for k, x in own.items()}
-    return {k: jnp.where(lone, kept[k], x) if own else x for k, x in fused.items()}
+    fused, lone = self.fuse(features, mask), (mask.sum(0) == 1)[:, None]
+    own = {label: product(x, mask) for label, x in self.alone(features).items()}
+    return {k: jnp.where(lone, own[k], x) if own else x for k, x in fused.items()}
 
   def __call__(self, batch: Mapping[str, Array], mask: Bool[Array, "m b"]):
     """Touches every parameter once: for `init`."""

@@ -207,7 +207,7 @@ def make_train_step(config, modalities: Modalities) -> Callable:
   https://arxiv.org/abs/2305.01233); `config.loss.own` {modality: weight}, of all or none,
   and `config.loss.fused`: fixed blending of losses, as in Wang et al., 2020 (its
   `blending_weights`). Inputs are augmented (`config.augment`), then damaged
-  (`config.corrupt`).
+  (`config.corrupt`). The networks that `config.frozen` names do not move.
 
   Raises:
     ValueError: if `loss.own` has some of the inputs, or others; for balance with
