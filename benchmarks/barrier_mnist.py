@@ -57,9 +57,20 @@ def mnist(data_dir: str, split: str) -> tuple[np.ndarray, np.ndarray]:
   return (images.reshape(len(images), -1) / np.float32(255) - 0.1307) / 0.3081, labels
 
 
-def train(model, data, seed: int, args):
-  """Parameters after some epochs of Adam with a linear warm-up and a cosine decay."""
-  images, labels = data
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+
+def train(model, data, seed: int, args, loss=cross_entropy):
+  """Parameters after some epochs of Adam with a linear warm-up and a cosine decay.
+
+  Args:
+    model: a module of images [b 784].
+    data: images and what the loss of the logits is given with them, by example.
+    seed: of the initial parameters and of the order of the examples.
+    args: epochs, batch, learning_rate, weight_decay.
+    loss: (logits, targets) -> [b].
+  """
+  images, targets = data
   steps = len(images) // args.batch * args.epochs
   rate = optax.warmup_cosine_decay_schedule(
     1e-6, args.learning_rate, steps // 20, steps
@@ -70,22 +81,19 @@ def train(model, data, seed: int, args):
 
   @jax.jit
   def step(params, opt_state, x, y):
-    def loss(p):
-      logits = model.apply(p, x)
-      return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-
-    updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+    grads = jax.grad(lambda p: loss(model.apply(p, x), y).mean())(params)
+    updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
   rng = np.random.default_rng(seed)
   since = time.time()
-  for epoch in range(args.epochs):
+  for _ in range(args.epochs):
     order = rng.permutation(len(images))
     for i in range(len(images) // args.batch):
       rows = order[i * args.batch : (i + 1) * args.batch]
-      params, opt_state = step(params, opt_state, images[rows], labels[rows])
-    secs = time.time() - since
-    print(f"seed {seed}: epoch {epoch + 1}, {secs:.0f} s", flush=True)
+      params, opt_state = step(params, opt_state, images[rows], targets[rows])
+  secs = time.time() - since
+  print(f"seed {seed}: {args.epochs} epochs in {secs:.0f} s", flush=True)
   return params
 
 
@@ -95,7 +103,7 @@ def make_evaluate(model):
   @jax.jit
   def evaluate(params, images, labels):
     logits = model.apply(params, images)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    loss = cross_entropy(logits, labels).mean()
     return loss, 100 * (logits.argmax(-1) == labels).mean()
 
   return lambda params, data: tuple(map(float, evaluate(params, *data)))

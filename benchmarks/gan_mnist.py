@@ -5,7 +5,10 @@
 Against the test split, in the features of the project's own classifier, which is named
 in the output: no value here is comparable with a published FID. Prints one JSON line
 for each newest checkpoint, and one for as many training images (what a perfect model
-would get).
+would get). With `--mixture=3`, of every three workdirs as they come, one more: of their
+mixture, each sample from a generator drawn at random, as many samples in all (Wang et
+al., "Ensembles of Generative Adversarial Networks", 2016,
+https://arxiv.org/abs/1612.00991).
 """
 
 import argparse
@@ -52,6 +55,7 @@ def main() -> None:
   parser.add_argument("--data_dir", default=os.environ.get("MMGEN_DATA_DIR"))
   parser.add_argument("--samples", type=int, default=2000)
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--mixture", type=int, default=0, help="of how many workdirs")
   args = parser.parse_args()
   data_dir = Path(args.data_dir or Path(args.workdir[0]) / "data")
   options = {"tfds": "mnist", "size": 32}
@@ -69,9 +73,16 @@ def main() -> None:
 
   floor = train.columns["image"].take(np.arange(count))
   tell(of="training images", **scores(extractor, floor, real))
+  members = []
   for workdir in map(Path, args.workdir):
     made, step = samples_of(workdir, test, count, args.seed)
     tell(of=workdir.name, step=step, **scores(extractor, made, real))
+    members.append(made)
+    if len(members) == args.mixture:
+      choice = np.random.default_rng(args.seed).integers(len(members), size=count)
+      mixed = np.stack(members)[choice, np.arange(count)]
+      tell(of=f"mixture of {len(members)}", **scores(extractor, mixed, real))
+      members = []
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ two CPU cores. Of sprites one combination of attributes in five is never trained
 | all three | VAE and GAN in one, of all modalities | averaged |
 
 `:sprites,recognition` and `:digits,recognition` ask what fusion does for recognition
-instead: degraded images alone, noisy sounds alone, and both fused.
+instead: degraded images alone, noisy sounds alone, both with their features fused, and
+both with their opinions fused (late fusion).
 
 `:sprites,long` makes three times as many updates. As a config of one run:
 `:sprites,all` (the default), `:digits,vae`, ...
@@ -80,7 +81,8 @@ def get_sweep(arg=None):
     if "recognition" in words:
       trial("image alone", "see", baseline=True)
       trial("sound alone", "hear", baseline=True)
-      trial("image and sound, fused", "recognise")
+      trial("image and sound, features fused", "recognise")
+      trial("image and sound, opinions fused", "agree")
       continue
     last("GAN", trial("GAN + EMA", "gan"), baseline=True)
     vae = trial("VAE + EMA", "vae")
@@ -217,12 +219,11 @@ def mixture(data):
   return config
 
 
-def recognise(data, inputs=("image", "sound")):
+def recognise(data, inputs=("image", "sound"), fusion="gated"):
   """What a label says, from degraded inputs: a head per modality, and one of both."""
   config = _base("recognition", data)
   config.model = common.recognition_model()
-  several = len(inputs) > 1
-  config.model.update(inputs=inputs, fusion="gated" if several else "late")
+  config.model.update(inputs=inputs, fusion=fusion)
   config.model.widths = {"image": 16, "audio": 12, "text": 32}
   labels = {"sprites": ("colour", "shape", "size"), "digits": ("digit",)}
   if data not in labels:
@@ -235,7 +236,7 @@ def recognise(data, inputs=("image", "sound")):
   }
   config.corrupt = {name: damage[name] for name in inputs}
   config.loss = {
-    "fused": float(several),
+    "fused": float(fusion != "late"),
     "own": dict.fromkeys(inputs, 1.0),
     "fused_to_encoders": 0.0,
     "dropout": 0.5,
@@ -248,18 +249,24 @@ def recognise(data, inputs=("image", "sound")):
   return config
 
 
+def agree(data):
+  """Recognition by the product of what the heads of both say."""
+  return recognise(data, fusion="late")
+
+
 def see(data):
   """Recognition from images alone."""
-  return recognise(data, ("image",))
+  return recognise(data, ("image",), "late")
 
 
 def hear(data):
   """Recognition from sounds alone."""
-  return recognise(data, ("sound",))
+  return recognise(data, ("sound",), "late")
 
 
 METHODS = {"gan": gan, "vae": vae, "features": features, "models": models, "all": every}
-METHODS |= {"mixture": mixture, "recognise": recognise, "see": see, "hear": hear}
+METHODS |= {"mixture": mixture, "recognise": recognise, "agree": agree}
+METHODS |= {"see": see, "hear": hear}
 
 
 def long(config):

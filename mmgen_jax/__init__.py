@@ -47,7 +47,7 @@ _NAMES = {
   ],
   "fusion.posteriors": ["Density", "Posterior"],
   "fusion.fisher": ["diagonal_fisher", "fisher_average"],
-  "fusion.match": ["activation_matching", "weight_matching"],
+  "fusion.match": ["activation_matching", "match_many", "weight_matching"],
   "fusion.permute": [
     "apply_permutation",
     "find_symmetry",

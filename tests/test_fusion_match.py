@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from symmetries import inputs_of, random_params
 
-from mmgen_jax.fusion.match import activation_matching, activations, weight_matching
+from mmgen_jax.fusion.match import (
+  activation_matching,
+  activations,
+  match_many,
+  weight_matching,
+)
 from mmgen_jax.fusion.permute import (
   apply_permutation,
   find_symmetry,
@@ -166,6 +171,36 @@ def test_matching_never_makes_it_worse(name):
       np.testing.assert_array_equal(p, again[group])
 
 
+@pytest.mark.parametrize("name", ["mlp", "conv decoder"])
+def test_several_networks_are_matched_to_each_other(name):
+  _, params, _, symmetry = make(name)
+  keys = jax.random.split(KEY, 3)
+  drawn, copies = zip(*(shuffled(params, symmetry, key) for key in keys), strict=True)
+  found = match_many(copies, symmetry)
+  moved = [apply_permutation(*x, symmetry) for x in zip(copies, found, strict=True)]
+  for other in moved[1:]:
+    assert_same(other, moved[0])
+  where = {g: drawn[0][g][found[0][g]] for g in drawn[0]}
+  assert_same(moved[0], apply_permutation(params, where, symmetry))
+
+
+def test_several_networks_come_closer_than_each_to_the_first():
+  module, (x,) = Mlp(), inputs_of((2, 10))
+  networks = [random_params(module, x, seed=seed) for seed in range(4)]
+  symmetry = find_symmetry(module.apply, networks[0], x)
+
+  def closeness(permutations):
+    moved = zip(networks, permutations, strict=True)
+    moved = [apply_permutation(*x, symmetry) for x in moved]
+    return sum(inner(a, b) for a, b in itertools.combinations(moved, 2))
+
+  to_first = [{}] + [weight_matching(networks[0], n, symmetry) for n in networks[1:]]
+  assert closeness([{}] * 4) < closeness(to_first)
+  assert closeness(to_first) < closeness(match_many(networks, symmetry))
+  few = match_many(networks, symmetry, max_sweeps=1)
+  assert closeness(few) <= closeness(match_many(networks, symmetry))
+
+
 def test_a_permutation_can_be_applied_under_a_trace_and_in_part():
   _, params, _, symmetry = make("attention")
   drawn, want = shuffled(params, symmetry)
@@ -189,6 +224,8 @@ def test_what_does_not_fit_is_refused():
       r"Dense_1/bias' has shape \(23,\)",
     ),
     (lambda: weight_matching(params, other, symmetry), "Dense_1/bias"),
+    (lambda: match_many([params], symmetry), "two networks or more, got 1"),
+    (lambda: match_many([params, params, other], symmetry), "Dense_1/bias"),
     (lambda: apply_permutation(params, {99: np.arange(2)}, symmetry), "no group 99"),
     (
       lambda: apply_permutation(params, {group: np.zeros(24, int)}, symmetry),

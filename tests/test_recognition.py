@@ -211,7 +211,7 @@ VARIANTS = [recognition_digits.get_config(name) for name in ("", *VARIANTS)]
 STUDIES = [
   study_fusion.get_config(f"{data},{method}")
   for data in ("sprites", "digits")
-  for method in ("recognise", "see", "hear")
+  for method in ("recognise", "agree", "see", "hear")
 ]
 
 

@@ -5,7 +5,8 @@ group is a linear assignment, and the sum of inner products that is maximised ne
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from mmgen_jax.fusion.permute import (
   Pieces,
   Site,
   Symmetry,
+  apply_permutation,
   check_permutations,
   form_size,
   groups_of,
@@ -28,7 +30,7 @@ from mmgen_jax.fusion.permute import (
   require_params,
   trace,
 )
-from mmgen_jax.fusion.weight import by_path
+from mmgen_jax.fusion.weight import average, by_path
 
 Forms = tuple[Form, ...]
 Settled = set[int] | None  # groups whose permutation is known; None for all
@@ -67,6 +69,53 @@ def weight_matching(
   forms = [symmetry.forms[name] for name in by_path(params_a)]
   a, b = jax.tree.leaves(params_a), jax.tree.leaves(params_b)
   return _ascend(a, b, forms, symmetry, start, max_sweeps, seed)
+
+
+def match_many(
+  networks: Sequence[PyTree],
+  symmetry: Symmetry,
+  *,
+  max_sweeps: int = 100,
+  seed: int = 0,
+) -> list[dict[int, np.ndarray]]:
+  """Permutations of several networks that bring them all close to each other.
+
+  Each in turn is matched by `weight_matching` to the mean of the others until none moves,
+  so that sum_{i<j} <P_i(A_i), P_j(A_j)> never falls: Git Re-Basin, algorithm 3, but that
+  all are matched to the first one to begin with. The merge is the `average` of what
+  `apply_permutation` makes of them.
+
+  Args:
+    networks: two or more.
+    symmetry: of all, from `find_symmetry`.
+    max_sweeps: over all networks, and of each matching over all groups.
+    seed: of the orders.
+
+  Raises:
+    ValueError: for fewer than two, or if the parameters are not those of the symmetry.
+  """
+  if len(networks) < 2:
+    raise ValueError(f"matching is of two networks or more, got {len(networks)}")
+  match = partial(weight_matching, symmetry=symmetry, max_sweeps=max_sweeps, seed=seed)
+  first, *others = networks
+  found = [{g: np.arange(n) for g, n in symmetry.groups.items()}]
+  found += [match(first, other) for other in others]
+  moved = [
+    apply_permutation(network, permutations, symmetry)
+    for network, permutations in zip(networks, found, strict=True)
+  ]
+  rng = np.random.default_rng(seed)
+  for _ in range(max_sweeps):
+    improved = False
+    for i in map(int, rng.permutation(len(networks))):
+      mean = average(moved[:i] + moved[i + 1 :])
+      now = match(mean, networks[i], start=found[i])
+      if any((now[g] != found[i][g]).any() for g in now):
+        found[i], improved = now, True
+        moved[i] = apply_permutation(networks[i], now, symmetry)
+    if not improved:
+      break
+  return found
 
 
 def activation_matching(

@@ -1,0 +1,187 @@
+"""What several trained classifiers are worth: as an ensemble, or merged into one network.
+
+  python benchmarks/ensemble.py --data_dir=DIR
+
+DIR holds TFDS's prepared mnist/3.0.1. Perceptrons of 10,000 images, each from initial
+weights and an order of its own, fused in every way that the library has:
+
+- an ensemble, by the mean of their probabilities or of their logits;
+- one network that learned what the ensemble says (distillation; none of it learned a
+  label);
+- the mean of their weights: as they are, and after their units are matched.
+
+Beside them one network with as many parameters as all members. Measured on the 10,000
+test images, and on the same damaged (blur, contrast, occlusion, noise, each at the middle
+of its strengths). Groups have seeds of their own; means and 95 % intervals of Student's t
+over groups, in brackets of a group's difference to the mean of its own members.
+
+Members that learn under strong decay are alike but for the order of their units, and can
+be merged; under weak decay (`--weight_decay=0.1`) they differ, which is what an ensemble
+lives on.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from barrier_mnist import Perceptron, mnist, train  # noqa: E402
+
+from mmgen_jax.comparison import summary  # noqa: E402
+from mmgen_jax.data import corrupt, modality  # noqa: E402
+from mmgen_jax.fusion import ensemble  # noqa: E402
+from mmgen_jax.fusion.match import match_many  # noqa: E402
+from mmgen_jax.fusion.permute import apply_permutation, find_symmetry  # noqa: E402
+from mmgen_jax.fusion.weight import average  # noqa: E402
+from mmgen_jax.metrics.calibration import calibration_error, nll  # noqa: E402
+
+MEAN, DEVIATION = 0.1307, 0.3081  # by which `mnist` standardises
+IMAGE = modality.image(28, 28, 1)
+MEMBERS = "one member, on average"
+
+
+def damaged(images: np.ndarray, kind: str) -> np.ndarray:
+  """The same images [n 784], each damaged in a way that its place decides."""
+  strength = corrupt.SEVERITIES[kind][2]
+
+  @jax.jit
+  @jax.vmap
+  def damage(i, x):
+    pixels = 2.0 * (x.reshape(IMAGE.shape) * DEVIATION + MEAN) - 1.0
+    key = jax.random.fold_in(jax.random.key(0), i)
+    pixels = corrupt.corrupt(key, pixels, IMAGE, {kind: strength})
+    return (((pixels + 1.0) / 2.0 - MEAN) / DEVIATION).ravel()
+
+  return np.asarray(damage(jnp.arange(len(images)), images))
+
+
+def fuse(model, trees, taught, wide) -> dict[str, tuple]:
+  """{way: (compute, in networks; images -> logits)}."""
+  x = jnp.zeros((1, 784))
+  symmetry = find_symmetry(model.apply, trees[0], x)
+  permutations = match_many(trees, symmetry)
+  matched = [
+    apply_permutation(tree, p, symmetry)
+    for tree, p in zip(trees, permutations, strict=True)
+  ]
+  stacked, k = ensemble.stack(trees), len(trees)
+  every = jax.jit(lambda x: ensemble.members(model.apply, stacked, x))
+  one = lambda params, m=model: jax.jit(lambda x: m.apply(params, x))
+  return {
+    "ensemble, probabilities": (k, lambda x: ensemble.average_probabilities(every(x))),
+    "ensemble, logits": (k, lambda x: ensemble.average_logits(every(x))),
+    "distilled into one": (1, one(taught)),
+    "weights averaged": (1, one(average(trees))),
+    "weights matched and averaged": (1, one(average(matched))),
+    "one network as large as all": (k, one(wide[1], wide[0])),
+    **{f"member {i}": (1, one(tree)) for i, tree in enumerate(trees)},
+  }
+
+
+def measure(logits, sets, labels) -> dict[str, float]:
+  """Percent right, nats, percent of calibration error; the first two where damaged."""
+  found = {name: np.asarray(logits(x), np.float64) for name, x in sets.items()}
+  right = {name: 100.0 * (x.argmax(-1) == labels).mean() for name, x in found.items()}
+  loss = {name: nll(x, labels).mean() for name, x in found.items()}
+  kinds = [name for name in sets if name]
+  return {
+    "right": right[""],
+    "loss": loss[""],
+    "calibration": 100.0 * calibration_error(found[""], labels),
+    "damaged right": float(np.mean([right[kind] for kind in kinds])),
+    "damaged loss": float(np.mean([loss[kind] for kind in kinds])),
+  }
+
+
+def group(number: int, model, wide_model, data, sets, labels, args):
+  """{way: (compute, in networks; {measure: value})} of one group."""
+  first = number * args.members
+  trees = [
+    train(model, data, seed, args) for seed in range(first, first + args.members)
+  ]
+  stacked = ensemble.stack(trees)
+  says = jax.jit(lambda x: ensemble.members(model.apply, stacked, x))
+  teachers = np.asarray(says(data[0])).swapaxes(0, 1)
+  learn = lambda student, teachers: ensemble.distillation_loss(
+    student, teachers.swapaxes(0, 1), temperature=args.temperature
+  )
+  taught = train(model, (data[0], teachers), 1000 + number, args, learn)
+  wide = wide_model, train(wide_model, data, 2000 + number, args)
+  found = {
+    way: (count, measure(logits, sets, labels))
+    for way, (count, logits) in fuse(model, trees, taught, wide).items()
+  }
+  members = [found.pop(f"member {i}")[1] for i in range(args.members)]
+  mean = {name: float(np.mean([m[name] for m in members])) for name in members[0]}
+  return {MEMBERS: (1, mean), **found}
+
+
+def table(groups: list[dict]) -> None:
+  """A row for each way: mean +- half an interval, and the same of the difference."""
+  names = list(groups[0][MEMBERS][1])
+  print(f"| | compute | {' | '.join(names)} |\n|{'---|' * (len(names) + 2)}")
+  for way, (count, _) in groups[0].items():
+    cells = []
+    for name in names:
+      digits = 3 if name.endswith("loss") else 2
+      of = [g[way][1][name] for g in groups]
+      gain = [g[way][1][name] - g[MEMBERS][1][name] for g in groups]
+      cell = words(of, digits)
+      cells.append(cell if way == MEMBERS else f"{cell} ({words(gain, digits, '+')})")
+    print(f"| {way} | {count} | {' | '.join(cells)} |")
+
+
+def words(values: list[float], digits: int, sign: str = "") -> str:
+  """Mean +- half the interval; of one group, the value."""
+  if len(values) < 2:
+    return f"{values[0]:{sign}.{digits}f}"
+  s = summary(values)
+  return f"{s.mean:{sign}.{digits}f} ± {(s.high - s.low) / 2:.{digits}f}"
+
+
+def main() -> int:
+  """Trains, fuses and measures."""
+  parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+  parser.add_argument("--data_dir", required=True)
+  parser.add_argument("--groups", type=int, default=5)
+  parser.add_argument("--members", type=int, default=5)
+  parser.add_argument("--examples", type=int, default=10_000)
+  parser.add_argument("--epochs", type=int, default=20)
+  parser.add_argument("--batch", type=int, default=250)
+  parser.add_argument("--width", type=int, default=256)
+  parser.add_argument("--learning_rate", type=float, default=3e-3)
+  parser.add_argument("--weight_decay", type=float, default=2.0)
+  parser.add_argument("--temperature", type=float, default=2.0, help="of teaching")
+  args = parser.parse_args()
+  since = time.time()
+  images, labels = mnist(args.data_dir, "train")
+  data = images[: args.examples], labels[: args.examples]
+  images, labels = mnist(args.data_dir, "test")
+  kinds = corrupt.KINDS[IMAGE.kind]
+  sets = {"": images} | {kind: damaged(images, kind) for kind in kinds}
+  model = Perceptron(args.width)
+  wide_model = Perceptron(as_wide(args.width, args.members))
+  groups = [
+    group(i, model, wide_model, data, sets, labels, args) for i in range(args.groups)
+  ]
+  table(groups)
+  print(f"{time.time() - since:.0f} s")
+  return 0
+
+
+def as_wide(width: int, members: int) -> int:
+  """The width whose perceptron has at least as many parameters as all members."""
+  count = lambda w: 784 * w + 2 * w * w + 10 * w + 3 * w + 10
+  return next(
+    w for w in range(width, 100 * width) if count(w) >= members * count(width)
+  )
+
+
+if __name__ == "__main__":
+  sys.exit(main())
