@@ -6,11 +6,12 @@ DIR holds TFDS's prepared mnist/3.0.1. Perceptrons of 10,000 images, each from i
 weights and an order of its own, fused in every way that the library has:
 
 - an ensemble, by the mean of their probabilities or of their logits;
-- one network that learned what the ensemble says (distillation; none of it learned a
-  label);
+- one network that learns what the ensemble says and no label (distillation): of the
+  members' images, or of all 60,000, of which 50,000 never had a label;
 - the mean of their weights: as they are, and after their units are matched.
 
-Beside them one network with as many parameters as all members. Measured on the 10,000
+Beside them one network with as many parameters as all members, and one that learns what
+one member says of all 60,000 images. Measured on the 10,000
 test images, and on the same damaged (blur, contrast, occlusion, noise, each at the middle
 of its strengths). Groups have seeds of their own; means and 95 % intervals of Student's t
 over groups, in brackets of a group's difference to the mean of its own members.
@@ -61,8 +62,8 @@ def damaged(images: np.ndarray, kind: str) -> np.ndarray:
   return np.asarray(damage(jnp.arange(len(images)), images))
 
 
-def fuse(model, trees, taught, wide) -> dict[str, tuple]:
-  """{way: (compute, in networks; images -> logits)}."""
+def fuse(model, trees) -> dict[str, tuple]:
+  """{way: (compute, in networks; images -> logits)}, of what takes no training."""
   x = jnp.zeros((1, 784))
   symmetry = find_symmetry(model.apply, trees[0], x)
   permutations = match_many(trees, symmetry)
@@ -70,18 +71,34 @@ def fuse(model, trees, taught, wide) -> dict[str, tuple]:
     apply_permutation(tree, p, symmetry)
     for tree, p in zip(trees, permutations, strict=True)
   ]
-  stacked, k = ensemble.stack(trees), len(trees)
-  every = jax.jit(lambda x: ensemble.members(model.apply, stacked, x))
-  one = lambda params, m=model: jax.jit(lambda x: m.apply(params, x))
+  k, every = len(trees), all_of(model, trees)
   return {
     "ensemble, probabilities": (k, lambda x: ensemble.average_probabilities(every(x))),
     "ensemble, logits": (k, lambda x: ensemble.average_logits(every(x))),
-    "distilled into one": (1, one(taught)),
-    "weights averaged": (1, one(average(trees))),
-    "weights matched and averaged": (1, one(average(matched))),
-    "one network as large as all": (k, one(wide[1], wide[0])),
-    **{f"member {i}": (1, one(tree)) for i, tree in enumerate(trees)},
+    "weights averaged": (1, of(model, average(trees))),
+    "weights matched and averaged": (1, of(model, average(matched))),
+    **{f"member {i}": (1, of(model, tree)) for i, tree in enumerate(trees)},
   }
+
+
+def of(model, params):
+  """Images -> logits."""
+  return jax.jit(lambda x: model.apply(params, x))
+
+
+def all_of(model, trees):
+  """Images -> logits [k b c] of several networks."""
+  stacked = ensemble.stack(trees)
+  return jax.jit(lambda x: ensemble.members(model.apply, stacked, x))
+
+
+def distil(model, trees, images, seed: int, args):
+  """A network that learned what others say of images."""
+  teachers = np.asarray(all_of(model, trees)(images)).swapaxes(0, 1)  # by example
+  loss = lambda student, teachers: ensemble.distillation_loss(
+    student, teachers.swapaxes(0, 1), temperature=args.temperature
+  )
+  return train(model, (images, teachers), seed, args, loss)
 
 
 def measure(logits, sets, labels) -> dict[str, float]:
@@ -99,23 +116,32 @@ def measure(logits, sets, labels) -> dict[str, float]:
   }
 
 
-def group(number: int, model, wide_model, data, sets, labels, args):
-  """{way: (compute, in networks; {measure: value})} of one group."""
-  first = number * args.members
-  trees = [
-    train(model, data, seed, args) for seed in range(first, first + args.members)
-  ]
-  stacked = ensemble.stack(trees)
-  says = jax.jit(lambda x: ensemble.members(model.apply, stacked, x))
-  teachers = np.asarray(says(data[0])).swapaxes(0, 1)
-  learn = lambda student, teachers: ensemble.distillation_loss(
-    student, teachers.swapaxes(0, 1), temperature=args.temperature
-  )
-  taught = train(model, (data[0], teachers), 1000 + number, args, learn)
-  wide = wide_model, train(wide_model, data, 2000 + number, args)
+def group(number: int, data, everything, sets, labels, args):
+  """{way: (compute, in networks; {measure: value})} of one group.
+
+  Args:
+    number: of the group; its seeds follow.
+    data: images and labels.
+    everything: these images and others.
+    sets: {damage: test images}.
+    labels: of the test images.
+    args: the command's.
+  """
+  model, first = Perceptron(args.width), number * args.members
+  seeds = range(first, first + args.members)
+  trees = [train(model, data, seed, args) for seed in seeds]
+  wide = Perceptron(as_wide(args.width, args.members))
+  large = train(wide, data, 2000 + number, args)
+  ways = fuse(model, trees)
+  for name, teachers, images in [
+    ("distilled into one", trees, data[0]),
+    ("distilled into one, of 60,000 images", trees, everything),
+    ("one member distilled, of 60,000 images", trees[:1], everything),
+  ]:
+    ways[name] = 1, of(model, distil(model, teachers, images, 1000 + number, args))
+  ways["one network as large as all"] = args.members, of(wide, large)
   found = {
-    way: (count, measure(logits, sets, labels))
-    for way, (count, logits) in fuse(model, trees, taught, wide).items()
+    way: (count, measure(logits, sets, labels)) for way, (count, logits) in ways.items()
   }
   members = [found.pop(f"member {i}")[1] for i in range(args.members)]
   mean = {name: float(np.mean([m[name] for m in members])) for name in members[0]}
@@ -160,16 +186,12 @@ def main() -> int:
   parser.add_argument("--temperature", type=float, default=2.0, help="of teaching")
   args = parser.parse_args()
   since = time.time()
-  images, labels = mnist(args.data_dir, "train")
-  data = images[: args.examples], labels[: args.examples]
+  everything, labels = mnist(args.data_dir, "train")
+  data = everything[: args.examples], labels[: args.examples]
   images, labels = mnist(args.data_dir, "test")
   kinds = corrupt.KINDS[IMAGE.kind]
   sets = {"": images} | {kind: damaged(images, kind) for kind in kinds}
-  model = Perceptron(args.width)
-  wide_model = Perceptron(as_wide(args.width, args.members))
-  groups = [
-    group(i, model, wide_model, data, sets, labels, args) for i in range(args.groups)
-  ]
+  groups = [group(i, data, everything, sets, labels, args) for i in range(args.groups)]
   table(groups)
   print(f"{time.time() - since:.0f} s")
   return 0
