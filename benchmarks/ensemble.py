@@ -11,10 +11,10 @@ weights and an order of its own, fused in every way that the library has:
 - the mean of their weights: as they are, and after their units are matched.
 
 Beside them one network with as many parameters as all members, and one that learns what
-one member says of all 60,000 images. Measured on the 10,000
-test images, and on the same damaged (blur, contrast, occlusion, noise, each at the middle
-of its strengths). Groups have seeds of their own; means and 95 % intervals of Student's t
-over groups, in brackets of a group's difference to the mean of its own members.
+one member says of all 60,000 images. Measured on the 10,000 test images, and on the same
+damaged (blur, contrast, occlusion, noise, each at the middle of its strengths). Groups
+have seeds of their own; means and 95 % intervals of Student's t over groups, in brackets
+of a group's difference to the mean of its own members.
 
 Members that learn under strong decay are alike but for the order of their units, and can
 be merged; under weak decay (`--weight_decay=0.1`) they differ, which is what an ensemble
@@ -22,6 +22,7 @@ lives on.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -32,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from barrier_mnist import Perceptron, mnist, train  # noqa: E402
+from barrier_mnist import DEVIATION, MEAN, Perceptron, mnist, train  # noqa: E402
 
 from mmgen_jax.comparison import summary  # noqa: E402
 from mmgen_jax.data import corrupt, modality  # noqa: E402
@@ -42,7 +43,6 @@ from mmgen_jax.fusion.permute import apply_permutation, find_symmetry  # noqa: E
 from mmgen_jax.fusion.weight import average  # noqa: E402
 from mmgen_jax.metrics.calibration import calibration_error, nll  # noqa: E402
 
-MEAN, DEVIATION = 0.1307, 0.3081  # by which `mnist` standardises
 IMAGE = modality.image(28, 28, 1)
 MEMBERS = "one member, on average"
 
@@ -156,9 +156,9 @@ def table(groups: list[dict]) -> None:
     cells = []
     for name in names:
       digits = 3 if name.endswith("loss") else 2
-      of = [g[way][1][name] for g in groups]
+      values = [g[way][1][name] for g in groups]
       gain = [g[way][1][name] - g[MEMBERS][1][name] for g in groups]
-      cell = words(of, digits)
+      cell = words(values, digits)
       cells.append(cell if way == MEMBERS else f"{cell} ({words(gain, digits, '+')})")
     print(f"| {way} | {count} | {' | '.join(cells)} |")
 
@@ -171,7 +171,7 @@ def words(values: list[float], digits: int, sign: str = "") -> str:
   return f"{s.mean:{sign}.{digits}f} ± {(s.high - s.low) / 2:.{digits}f}"
 
 
-def main() -> int:
+def main() -> None:
   """Trains, fuses and measures."""
   parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
   parser.add_argument("--data_dir", required=True)
@@ -194,16 +194,14 @@ def main() -> int:
   groups = [group(i, data, everything, sets, labels, args) for i in range(args.groups)]
   table(groups)
   print(f"{time.time() - since:.0f} s")
-  return 0
 
 
 def as_wide(width: int, members: int) -> int:
   """The width whose perceptron has at least as many parameters as all members."""
-  count = lambda w: 784 * w + 2 * w * w + 10 * w + 3 * w + 10
-  return next(
-    w for w in range(width, 100 * width) if count(w) >= members * count(width)
-  )
+  count = lambda w: 784 * w + 2 * w * w + 10 * w + 3 * w + 10  # kernels, biases
+  wanted = members * count(width)
+  return next(w for w in itertools.count(width) if count(w) >= wanted)
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  main()
