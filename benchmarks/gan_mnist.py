@@ -57,6 +57,11 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--mixture", type=int, default=0, help="of how many workdirs")
   args = parser.parse_args()
+  if args.mixture and (args.mixture < 2 or len(args.workdir) % args.mixture):
+    parser.error(
+      f"--mixture={args.mixture}: two or more, which divides the {len(args.workdir)}"
+      " workdirs"
+    )
   data_dir = Path(args.data_dir or Path(args.workdir[0]) / "data")
   options = {"tfds": "mnist", "size": 32}
   train, test = (
@@ -77,11 +82,12 @@ def main() -> None:
   for workdir in map(Path, args.workdir):
     made, step = samples_of(workdir, test, count, args.seed)
     tell(of=workdir.name, step=step, **scores(extractor, made, real))
-    members.append(made)
+    members.append((workdir.name, made))
     if len(members) == args.mixture:
+      names, stacked = zip(*members, strict=True)
       choice = np.random.default_rng(args.seed).integers(len(members), size=count)
-      mixed = np.stack(members)[choice, np.arange(count)]
-      tell(of=f"mixture of {len(members)}", **scores(extractor, mixed, real))
+      mixed = np.stack(stacked)[choice, np.arange(count)]
+      tell(of=f"mixture of {', '.join(names)}", **scores(extractor, mixed, real))
       members = []
 
 
