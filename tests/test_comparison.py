@@ -359,8 +359,23 @@ def test_names_are_written_towards_the_middle_of_the_picture():
   points = {"cheap one": scatter.Point(1.0, 2.0), "dear one": scatter.Point(9.0, 2.5)}
   drawn = scatter.scatter(points, [], "x", "s")
   cheap, dear = (
-    re.search(rf'cx="([\d.]+)".*?<text x="([\d.]+)"[^>]*anchor="(\w+)">{name}', part)
+    re.search(
+      rf'cx="([\d.]+)".*?<text x="([\d.]+)"[^>]*anchor="(\w+)"[^>]*>{name}', part
+    )
     for name, part in zip(points, drawn.split("<g>")[1:], strict=True)
   )
   assert cheap and dear and (cheap[3], dear[3]) == ("start", "end")
   assert float(cheap[2]) > float(cheap[1]) and float(dear[2]) < float(dear[1])
+
+
+def test_names_of_points_near_each_other_are_written_apart():
+  near = {f"a long name {i}": scatter.Point(9.0 + i / 20, 2.0) for i in range(5)}
+  points = {"cheap": scatter.Point(1.0, 1.0), **near}
+  drawn = scatter.scatter(points, [], "x", "s")
+  lines = [
+    float(y)
+    for name in near
+    for y in re.findall(rf'y="([\d.]+)" text-anchor="end"[^>]*>{name}', drawn)
+  ]
+  assert len(lines) == len(near)
+  assert min(b - a for a, b in itertools.pairwise(sorted(lines))) >= 11

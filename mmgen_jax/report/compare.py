@@ -208,7 +208,7 @@ def _pareto(c: Compared) -> str:
     name = name_of(k.record) + ARROWS[k.better]
     drawing = scatter.scatter(points, front, name, "seconds of training")
     figures.append(f"<figure><figcaption>{esc(name)}</figcaption>{drawing}</figure>")
-  body = f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+  body = f'<div class="charts wide">{"".join(figures)}</div>' if figures else ""
   lead = "Large dots, joined: no other method is both cheaper and better. Training of"
   lead += " all that a method is made from counts."
   return page.section("pareto", "Cost against quality", body, lead=esc(lead))

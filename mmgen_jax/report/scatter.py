@@ -9,6 +9,7 @@ from mmgen_jax.report.curves import COLOURS, short, ticks
 
 WIDTH, HEIGHT = 520, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 12, 34
+_LETTER, _LINE = 5.8, 11.0  # about how wide a letter and how high a line of a name is
 
 
 class Point(NamedTuple):
@@ -25,6 +26,40 @@ class Point(NamedTuple):
   y: float
   low: float = math.nan
   high: float = math.nan
+
+
+class _Label(NamedTuple):
+  """Where a name is written: the end beside its point, and what it covers."""
+
+  x: float
+  anchor: str
+  left: float
+  right: float
+  line: float
+
+  def over(self, other: "_Label") -> bool:
+    """Whether the two cover one another."""
+    across = self.left < other.right and other.left < self.right
+    return across and abs(self.line - other.line) < _LINE
+
+
+def _labels(points: Mapping[str, tuple[float, float]]) -> dict[str, _Label]:
+  """Names beside their points, as near as leaves none over another or a point."""
+  labels: dict[str, _Label] = {}
+  dots = [_Label(x, "", x - 5, x + 5, y + 3) for x, y in points.values()]
+  for name, (x, y) in points.items():
+    wide = _LETTER * len(name)
+    # A name has at least half of the picture to be written in.
+    if x > WIDTH / 2:
+      beside = _Label(x - 7, "end", x - 7 - wide, x - 7, y - 5)
+    else:
+      beside = _Label(x + 7, "start", x + 7, x + 7 + wide, y - 5)
+    steps = [_LINE * k for n in range(HEIGHT // int(_LINE)) for k in (-n, n)]
+    tried = [beside._replace(line=beside.line + step) for step in steps]
+    inside = [t for t in tried if _TOP < t.line < HEIGHT - _BOTTOM]
+    free = [t for t in inside if not any(map(t.over, [*dots, *labels.values()]))]
+    labels[name] = (free or tried)[0]
+  return labels
 
 
 def scatter(
@@ -67,6 +102,7 @@ def scatter(
   if len(front) > 1:
     line = " ".join(f"{at_x(points[n].x):.1f},{at_y(points[n].y):.1f}" for n in front)
     parts.append(f'<polyline points="{line}" style="stroke:var(--faint)"/>')
+  labels = _labels({name: (at_x(p.x), at_y(p.y)) for name, p in points.items()})
   for i, (name, p) in enumerate(points.items()):
     colour, x = f"var(--c{i % COLOURS})", at_x(p.x)
     parts.append(f"<g><title>{html.escape(name)}: {short(p.y)}</title>")
@@ -76,11 +112,11 @@ def scatter(
         f' y2="{at_y(p.high):.1f}" style="stroke:{colour};stroke-width:1.4"/>'
       )
     shape = "4.6" if name in front else "3.2"
-    # A name has at least half of the picture to be written in.
-    beside, anchor = (x - 7, "end") if x > WIDTH / 2 else (x + 7, "start")
+    at = labels[name]
     parts.append(
       f'<circle cx="{x:.1f}" cy="{at_y(p.y):.1f}" r="{shape}" style="fill:{colour}"/>'
-      f'<text x="{beside:.1f}" y="{at_y(p.y) - 5:.1f}" text-anchor="{anchor}">'
+      f'<text x="{at.x:.1f}" y="{at.line:.1f}" text-anchor="{at.anchor}"'
+      f' style="fill:{colour}">'
       f"{html.escape(name)}</text></g>"
     )
   return (

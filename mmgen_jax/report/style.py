@@ -143,6 +143,7 @@ nav {
   display: grid; gap: 14px; margin-top: 14px;
   grid-template-columns: repeat(auto-fill, minmax(270px, 1fr));
 }
+.charts.wide { grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); }
 .charts figure { margin: 0; padding: 12px 12px 8px; min-width: 0; }
 figcaption {
   display: flex; justify-content: space-between; gap: 10px; font-size: 13.5px;
