@@ -3,7 +3,7 @@
 The construction of PolyMNIST (Sutter, Daunhawer and Vogt, "Generalized Multimodal ELBO",
 2021, https://arxiv.org/abs/2105.02470) with procedural backgrounds, so no figure here is
 one of PolyMNIST. `--config.data.options.photos=DIR`: five pictures of your own instead
-(docs/results.md has figures of photographs, with `--config.model.latent=128`).
+(docs/results/polydigits.md has figures of photographs, with `--config.model.latent=128`).
 
   export MMGEN_DATA_DIR=...   # holds MNIST, prepared by TFDS (see the README)
   python launch.py --config=configs/poly_digits.py --workdir=runs/poly/ours
