@@ -172,17 +172,24 @@ def _pool(eqn, operands):
 
 
 def _scan(eqn, operands):
-  """The body once: what it carries comes out as it went in."""
-  p = eqn.params
-  consts, carry = p["num_consts"], p["num_carry"]
+  """The body once: what it carries comes out as it went in.
+
+  Constants come first, then what is carried, then what is stepped over, of which the body
+  sees one axis less; so with its results.
+  """
+  body, length = eqn.params["jaxpr"], eqn.params["length"]
   why = "steps of a scan"
-  for x in operands[consts + carry :]:
+  stepped = lambda x, y: x.aval.ndim > y.aval.ndim
+  over = sum(map(stepped, eqn.invars, body.jaxpr.invars))
+  carry = len(eqn.outvars) - sum(map(stepped, eqn.outvars, body.jaxpr.outvars))
+  rest = len(operands) - over
+  for x in operands[rest:]:
     fix(x[0], why)
-  inside = [x[1:] if i >= consts + carry else x for i, x in enumerate(operands)]
-  out = walk(p["jaxpr"], inside, constant_axes, propagate)
-  for x, y in zip(inside[consts:], out[:carry], strict=False):
+  inside = operands[:rest] + [x[1:] for x in operands[rest:]]
+  out = walk(body, inside, constant_axes, propagate)
+  for x, y in zip(inside[rest - carry : rest], out[:carry], strict=True):
     _unify_arrays(x, y)
-  return out[:carry] + [[new_axis(p["length"], why), *y] for y in out[carry:]]
+  return out[:carry] + [[new_axis(length, why), *y] for y in out[carry:]]
 
 
 def _cond(eqn, operands):
