@@ -8,8 +8,8 @@ Text-to-Image Generation", 2021, https://arxiv.org/abs/2101.04702).
 
   python launch.py --config=configs/gan_sprites.py --workdir=runs/gan_sprites
 
-An update takes a fifteenth of a second of one CPU core; figures are in docs/results/gan.md
-(bar: strict accuracy .90 within 40 minutes).
+An update takes a fifteenth of a second of one CPU core; figures are in
+docs/results/gan.md (bar: strict accuracy .90 within 40 minutes).
 
 Variants: `:sound` and `:both` (from the sound, from caption and sound, each hidden at
 times), `:level3`, `:r3gan` (R3GAN's networks, small), `:smoke`.
