@@ -11,7 +11,7 @@
   python launch.py --mode=compare --config=configs/study_fusion.py --workdir=runs/study
 
 The same command goes on from where the workdir stopped. On several hosts, start it on
-each with --distributed (see deploy/). Exit codes: mmgen_jax/process.py.
+each with --distributed (see deploy/). Exit codes: deploy/README.md.
 """
 
 import itertools
@@ -40,7 +40,7 @@ flags.DEFINE_string(
 flags.DEFINE_multi_string(
   "given",
   [],
-  "To sample: NAME=VALUE, of a modality (a text; the path of an image or a wav file) or"
+  "To sample: NAME=VALUE, of a modality (a text; the path of an image or a sound) or"
   " a label; again for more. Without: from test examples.",
 )
 flags.DEFINE_integer("count", 16, "To sample: how many.", lower_bound=1)

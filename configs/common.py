@@ -1,5 +1,6 @@
 """What configs share: defaults, and the argument after the colon. No run of its own."""
 
+import inspect
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -233,17 +234,21 @@ def optim(learning_rate: float, **changes) -> Any:
 
 
 def variant(config: Any, arg: str | None, **variants) -> Any:
-  """`config`, changed by the comma-separated names in `arg` (each a function of it).
+  """`config`, changed by the comma-separated words in `arg`, each by a function of it.
 
-  It then names every option of its data set, so that a flag can give any of them.
+  A word is a name, or name=value where the function takes a value besides. The config
+  then names every option of its data set, so that a flag can give any of them.
 
   Raises:
-    ValueError: for a name that is no variant.
+    ValueError: for a name that is no variant, or a value too many or too few.
   """
-  for name in filter(None, (arg or "").split(",")):
-    if name not in variants:
-      raise ValueError(f"no variant {name!r}; there are {sorted(variants)}")
-    variants[name](config)
+  takes = {n: list(inspect.signature(f).parameters)[1:] for n, f in variants.items()}
+  forms = {n: "=".join([n, *(x.upper() for x in more)]) for n, more in takes.items()}
+  for word in filter(None, (arg or "").split(",")):
+    name, *value = word.split("=", 1)
+    if name not in variants or len(value) != len(takes[name]) or "" in value:
+      raise ValueError(f"no variant {word!r}; there are {sorted(forms.values())}")
+    variants[name](config, *value)
   with config.data.unlocked():
     config.data.options = datasets.options(config.data.name) | {**config.data.options}
   return config

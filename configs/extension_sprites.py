@@ -7,7 +7,8 @@ and to draw what it says (`mmgen_jax.steps.extension`).
   python launch.py --config=configs/extension_sprites.py --workdir=runs/extended \
     --config.initial.vae=runs/pair --config.initial.prior=runs/pair
 
-`:pair` is the quickstart without sound.
+`:pair` is the quickstart without sound. Of your own files (see `docs/own_data.md`), the
+same with `:folder=DIR,pair` and `:folder=DIR`: audio is added.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ def get_config(arg=None):
   config.optim.decay_steps = 1000
   config.extend = {"modality": "sound"}
   config.initial = {"vae": "", "prior": ""}
-  return common.variant(config, arg, pair=pair, smoke=smoke)
+  return common.variant(config, arg, pair=pair, folder=folder, smoke=smoke)
 
 
 def pair(config):
@@ -30,6 +31,15 @@ def pair(config):
   config.train_steps = config.optim.decay_steps = 2000
   config.data.options.modalities = ("image", "caption")
   del config.extend, config.initial
+
+
+def folder(config, dir):
+  kept = config.data.options.get("modalities", ())
+  quickstart.folder(config, dir)
+  with config.data.options.unlocked():
+    config.data.options.modalities = kept
+  if "extend" in config:
+    config.extend.modality = "audio"
 
 
 def smoke(config):

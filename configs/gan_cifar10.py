@@ -9,10 +9,10 @@ https://arxiv.org/abs/2501.05441. Published: FID 1.96 after 250 million images o
 
 The default is a third of the width, one block per stage and 5 million images; it trains
 on the first 45,000 images and is evaluated on 3,000 of the test split. Variants:
-`:unconditional`; `:folder` reads a folder of images (`--config.data.options.folder=...`,
-see `mmgen_jax/data/folder.py`) in place of TFDS; `:cpu`, the networks and schedules of
-gan_mnist.py, twice as wide, and no augmentation, for a quarter of an hour; `:smoke`
-trains on generated sprites, so that it needs no data.
+`:unconditional`; `:folder=DIR`, images of your own (see `docs/own_data.md`), without
+classes unless `--config.model.label=COLUMN --config.model.classes=N` names some; `:cpu`,
+the networks and schedules of gan_mnist.py, twice as wide, and no augmentation, for a
+quarter of an hour; `:smoke` trains on generated sprites, so that it needs no data.
 
 `:published` trains on all 50,000 training images, and scores 50,000 samples, of their
 labels, against them. Its distances are in the features of the classifier that the project
@@ -76,10 +76,11 @@ def unconditional(config):
   config.model.classes = 0
 
 
-def folder(config):
+def folder(config, dir):
   config.data.name = "folder"
   with config.data.unlocked():
-    config.data.options = {"folder": "cifar10", "size": 32}
+    config.data.options = {"folder": dir, "size": 32}
+  config.model.update(label="", classes=0)
 
 
 def cpu(config):
@@ -110,10 +111,11 @@ def published(config):
 def smoke(config):
   common.smoke(config)
   config.bfloat16 = False
-  config.data.name = "sprites"
-  with config.data.unlocked():
-    config.data.options = {"level": 3, "size": 32}
-  config.model.update(label="colour", classes=5 if config.model.classes else 0)
+  if config.data.name != "folder":
+    config.data.name = "sprites"
+    with config.data.unlocked():
+      config.data.options = {"level": 3, "size": 32}
+    config.model.update(label="colour", classes=5 if config.model.classes else 0)
   if config.model.net == "r3gan":
     config.model.update(group_size=4, patch=8)
   for widths in (config.model.widths, config.model.disc_widths):

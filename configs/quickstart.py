@@ -5,9 +5,16 @@ captioned, sounding sprites (level 3: shape, size, colour; 32 px).
 
   python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-Of your own files, listed in a CSV or JSONL file (see `mmgen_jax/data/folder.py`):
+Of your own files (see `docs/own_data.md`), and by a posterior of the literature in place
+of ours (`:mvae`, `:mmvae`, `:mopoe`, `:mmjsd`, `:mvtcae`, `:mmvae_plus`, `:jmvae`):
 
   python launch.py --config=configs/quickstart.py:folder=DIR --workdir=runs/mine
+  python launch.py --config=configs/quickstart.py:folder=DIR,mopoe --workdir=runs/mopoe
+
+All of them, three seeds each, on one page:
+
+  python launch.py --mode=compare --workers=2 --config=configs/quickstart.py:folder=DIR \
+    --workdir=runs/posteriors
 """
 
 from configs import common
@@ -15,8 +22,6 @@ from mmgen_jax import data as datasets
 
 
 def get_config(arg=None):
-  words = [word for word in (arg or "").split(",") if word]
-  folders = [word for word in words if word.startswith("folder=")]
   config = common.defaults("fusion")
   config.batch_size = 16
   config.train_steps = 2000
@@ -31,17 +36,26 @@ def get_config(arg=None):
     3e-3, b2=0.99, warmup_steps=20, decay="cosine", decay_steps=2000
   )
   config.disc_optim = common.optim(1e-3, b1=0.0, b2=0.99)
-  if folders:
-    of_folder(config, folders[-1].removeprefix("folder="))
-  rest = ",".join(word for word in words if word not in folders)
-  return common.variant(config, rest, smoke=common.smoke)
+  return common.variant(
+    config,
+    arg,
+    ours=lambda config: None,
+    **common.posteriors(),
+    folder=folder,
+    smoke=common.smoke,
+  )
 
 
-def of_folder(config, path):
+def get_sweep(arg=None):
+  """Every posterior, three seeds."""
+  return common.sweep_of_posteriors(__file__, arg)
+
+
+def folder(config, dir):
   """The same networks, of what a listing names; a discriminator of images, if any."""
   config.data.name = "folder"
   with config.data.unlocked():
-    config.data.options = {"folder": path}
+    config.data.options = {"folder": dir}
   found = datasets.spec("folder", **config.data.options).modalities
-  if "image" not in found:
+  if "image" not in found and "adversarial" in config.loss:
     config.loss.adversarial = ()

@@ -43,7 +43,7 @@ if [[ -s $final ]]; then
   echo "a task ended with $code"
 fi
 
-# Exit codes: mmgen_jax/process.py. 71, 134 and 137: a process was lost; 75: stopped after
+# Exit codes: deploy/README.md. 71, 134 and 137: a process was lost; 75: stopped after
 # saving; 143: SIGTERM before training had begun. The rest wants a person.
 case $code in
   71 | 75 | 134 | 137 | 143) scontrol requeue "$SLURM_JOB_ID" ;;

@@ -30,7 +30,7 @@ srun "$PYTHON" launch.py --mode=compare --config="$CONFIG" --workdir="$WORKDIR" 
 code=$?
 echo "srun ended with $code"
 
-# Exit codes: mmgen_jax/process.py. 75: stopped after saving; 137: killed; 143: SIGTERM
+# Exit codes: deploy/README.md. 75: stopped after saving; 137: killed; 143: SIGTERM
 # before training had begun.
 case $code in
   75 | 137 | 143) scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" ;;

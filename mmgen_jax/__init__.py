@@ -24,6 +24,17 @@ _NAMES = {
   "data.modality": ["Modality", "audio", "image", "text"],
   "diffaugment": ["make_augmentation"],
   "fuse": ["fuse_checkpoints"],
+  "fusion.ensemble": [
+    "average_discriminators",
+    "average_logits",
+    "average_probabilities",
+    "distillation_loss",
+    "mixture_of_posteriors",
+    "mixture_sample",
+    "posterior_distillation_loss",
+    "product_of_posteriors",
+    "stack_networks",
+  ],
   "fusion.feature": [
     "AttentionFusion",
     "BottleneckFusion",
@@ -132,6 +143,7 @@ _NAMES = {
   ],
   "optim": ["make_optimizer"],
   "parallel": ["compile_step", "make_mesh", "put_inputs", "put_replicated"],
+  "prompt": ["load_trained", "sample"],
   "representation": [
     "auroc",
     "impute",
@@ -156,6 +168,7 @@ _ALIASES = {
   "load_config": "load",
   "load_data": "load",
   "make_augmentation": "make_pipe",
+  "stack_networks": "stack",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -1,16 +1,7 @@
 """A run as an operating-system process: joining a cluster, owning its folder, ending.
 
-| exit code | what happened | what to do |
-|---|---|---|
-| 0 | finished | |
-| 2 | bad input: config, data, shapes, files; one line says which | mend it |
-| 70 | non-finite loss; what is left is the last checkpoint | change the config |
-| 71 | another process of the run was lost | start again |
-| 74 | a checkpoint could not be written, or the disk is full | make room, start again |
-| 75 | SIGTERM or SIGINT; everything is saved | start again |
-| 130 | a second SIGINT; the last checkpoint is what there is | start again |
-
-"Start again" means the same command: a run goes on from its workdir.
+The constants below are its exit codes; deploy/README.md lists all that can occur, and
+what to do about each.
 """
 
 import contextlib
@@ -25,8 +16,12 @@ from pathlib import Path
 
 # JAX is imported where it is needed: a mistyped flag is told without waiting for it.
 
-BAD_INPUT, NON_FINITE, PEER_LOST, SAVE_FAILED, STOPPED = 2, 70, 71, 74, 75
-INTERRUPTED = 130
+BAD_INPUT = 2  # config, data, shapes, files; one line says which
+NON_FINITE = 70  # a loss
+PEER_LOST = 71  # another process of the run
+SAVE_FAILED = 74  # a checkpoint could not be written, or the disk is full
+STOPPED = 75  # by SIGTERM or SIGINT; everything is saved
+INTERRUPTED = 130  # a second SIGINT; the last checkpoint is what there is
 HEARTBEAT_SECS = 20  # a process that is silent for this long counts as dead
 SHUTDOWN_SECS = 24 * 3600
 OWNER_SECS = 60  # one that was told to stop may still be saving

@@ -1,4 +1,7 @@
-"""Samples of a trained model from what somebody gives it: `--mode=sample --given=...`."""
+"""Samples of a trained model from what somebody gives it.
+
+On the command line: `--mode=sample --given=...`; as a function: `load_trained`, `sample`.
+"""
 
 import collections
 import re
@@ -10,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
 from mmgen_jax import evaluate, measures, pictures
 from mmgen_jax.data import own, waves
@@ -18,6 +22,22 @@ from mmgen_jax.data.examples import Spec
 from mmgen_jax.data.modality import Modality, detokenise, to_model, to_stored
 from mmgen_jax.data.read import fingerprint
 from mmgen_jax.steps import STEPS, class_label
+
+
+class Trained(NamedTuple):
+  """A trained model.
+
+  Attributes:
+    config: of its run.
+    about: its data set: modalities, names of labels.
+    params: of its networks, the averaged ones.
+    step: how many updates made them.
+  """
+
+  config: Any
+  about: Spec
+  params: Any
+  step: int
 
 
 class Given(NamedTuple):
@@ -30,6 +50,45 @@ class Given(NamedTuple):
 
   values: dict[str, np.ndarray]
   labels: dict[str, int]
+
+
+def load_trained(workdir) -> Trained:
+  """The model of a workdir, of its newest sound checkpoint.
+
+  Raises:
+    FileNotFoundError: if there is no config.json, or no sound checkpoint.
+  """
+  kept = Path(workdir) / "config.json"
+  if not kept.is_file():
+    raise FileNotFoundError(f"there is no {kept}: {workdir} is not the folder of a run")
+  config = config_lib.from_json(kept.read_text())
+  about = datasets.spec(config.data.name, **config.data.options)
+  state, step = evaluate.load_state(config, workdir, about.modalities)
+  return Trained(config, about, state.ema, step)
+
+
+def sample(
+  model: Trained, given: Sequence[str] = (), *, count: int = 16, seed: int = 0
+) -> dict[str, np.ndarray]:
+  """{modality: [count, ...]}: as many samples of what goes with what is given.
+
+  Images are uint8 [count, h, w, c], sounds log-mel spectrograms, uint8 [count, frames,
+  mels] (`data.audio.wave_of` makes a wave of one), texts strings. With nothing given,
+  samples of the prior.
+
+  Args:
+    model: from `load_trained`.
+    given: words "name=value" (see `parse`), such as "caption=big red heart".
+    count: how many.
+    seed: of what is drawn at random.
+
+  Raises:
+    ValueError, FileNotFoundError: see `parse`; ValueError if `count` is below 1.
+  """
+  words = parse(given, model.config, model.about)
+  modalities = model.about.modalities
+  made = generate(model.config, model.params, modalities, words, count, seed)
+  return {name: _plain(modalities[name], x) for name, x in made.items()}
 
 
 def accepted(config, about: Spec) -> tuple[list[str], list[str]]:
@@ -99,7 +158,12 @@ def generate(
       not given take their turns.
     count: how many.
     seed: of what is drawn at random.
+
+  Raises:
+    ValueError: if `count` is below 1.
   """
+  if count < 1:
+    raise ValueError(f"count must be at least 1, got {count}")
   family: Any = STEPS[config.family]
   names, classes = sorted(modalities), config.model.get("classes", 0)
   batch: dict[str, Any] = {
@@ -117,6 +181,11 @@ def generate(
   make = jax.jit(family.make_generate(config, modalities))
   made = make(params, batch, has, jax.random.key(seed))
   return {name: to_stored(modalities[name], x) for name, x in made.items()}
+
+
+def _plain(m: Modality, x: np.ndarray) -> np.ndarray:
+  """Stored values [n, ...] as they are, of a text strings."""
+  return np.array(detokenise(m, x)) if m.kind == "text" else x
 
 
 def _file(m: Modality, value: np.ndarray) -> bytes:
@@ -158,8 +227,6 @@ def write(
     FileNotFoundError: if there is no sound checkpoint, or a file is not there.
     ValueError: see `parse`; if `count` is below 1.
   """
-  if count < 1:
-    raise ValueError(f"--count must be at least 1, got {count}")
   about = datasets.spec(config.data.name, **config.data.options)
   given = parse(words, config, about)
   modalities = about.modalities
@@ -170,10 +237,7 @@ def write(
   shown = {name: x for name, x in made.items() if name not in given.values} or made
   folder = Path(workdir) / "samples" / f"given_step_{step:07d}_{_slug(words)}"
   folder.mkdir(parents=True, exist_ok=True)
-
-  def plain(name, x):
-    return detokenise(modalities[name], x) if modalities[name].kind == "text" else x
-
+  plain = lambda name, x: _plain(modalities[name], x)
   tiles = lambda name, x: [
     pictures.tile(modalities[name].kind, value) for value in plain(name, x)
   ]
@@ -182,7 +246,7 @@ def write(
   title = f"{', '.join(map(_short, words)) or 'from the prior'}, step {step}"
   paths = [folder / "grid.png", folder / "made.npz"]
   pictures.grid(rows, title).save(paths[0])
-  arrays: Any = {name: np.array(plain(name, x)) for name, x in made.items()}
+  arrays: Any = {name: plain(name, x) for name, x in made.items()}
   np.savez_compressed(paths[1], **arrays)
   for name, x in shown.items():
     if modalities[name].kind == "text":

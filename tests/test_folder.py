@@ -8,12 +8,15 @@ import os
 import wave
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
-from mmgen_jax import config, data
+from mmgen_jax import config, data, loop
 from mmgen_jax.data import feeds, folder, listing, modality, pixels, waves
+from mmgen_jax.steps import STEPS
 
 ROWS = 12
 
@@ -216,14 +219,14 @@ CASES = {
   "corrupt image": ({"image": "corrupt.png"}, "image corrupt.png cannot be read"),
   "cut image": ({"image": "cut.jpg"}, "image cut.jpg cannot be read.*truncated"),
   "corrupt sound": ({"audio": "corrupt.png"}, "audio corrupt.png cannot be read"),
-  "24 bits": ({"audio": "24.wav"}, "24 bits a sample; 8 or 16"),
+  "no sound": ({"audio": "none_in.wav"}, "a sound file without samples"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_bad_row_is_named_with_file_and_line(own, tmp_path, case):
   (own / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
-  (own / "24.wav").write_bytes(wav(np.zeros(30), width=3))
+  (own / "none_in.wav").write_bytes(wav([]))
   Image.fromarray(np.zeros((99, 99, 3), np.uint8)).save(own / "whole.jpg")
   (own / "cut.jpg").write_bytes((own / "whole.jpg").read_bytes()[:-200])
   change, message = CASES[case]
@@ -273,8 +276,55 @@ def test_a_bad_listing_is_named(tmp_path, case):
   assert str(tmp_path / name) in str(error.value)
 
 
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize(
+  ("name", "variant", "modalities", "family"),
+  [
+    ("quickstart", "{},mopoe", 3, "multimodal"),
+    ("quickstart", "mmvae_plus,{}", 3, "multimodal"),
+    ("extension_sprites", "{},pair", 2, "fusion"),
+    ("extension_sprites", "pair,{}", 2, "fusion"),
+    ("extension_sprites", "{}", 3, "extension"),
+    ("gan_cifar10", "{},cpu", 3, "gan"),
+    ("gan_cifar10", "unconditional,{}", 3, "gan"),
+  ],
+)
+def test_configs_take_a_folder_in_any_order(own, name, variant, modalities, family):
+  word = f"folder={own}"
+  for form in (f"{variant},smoke", f"smoke,{variant}"):
+    c = config.load(f"{CONFIGS / name}.py:{form.format(word)}")
+    config.validate(c, STEPS)
+    about = data.spec(c.data.name, **c.data.options)
+    assert c.data.options.folder == str(own) and c.family == family
+    assert len(about.modalities) == modalities
+    if family == "extension":
+      assert c.extend.modality == "audio"
+    of = lambda: STEPS[c.family].init(jax.random.key(0), c, about.modalities)  # noqa: B023
+    assert jax.tree.leaves(jax.eval_shape(of).params)
+
+
+def test_a_variants_value_is_neither_missing_nor_too_much():
+  for word in ("folder", "folder=", "smoke=1", "mopoe=a"):
+    with pytest.raises(ValueError, match=f"no variant '{word}'; .*'folder=DIR'"):
+      config.load(f"{CONFIGS / 'quickstart'}.py:{word}")
+
+
+def test_a_gan_of_a_folder_may_be_of_its_classes(own, tmp_path):
+  rows = [{**cells_of(i), "colour": ("red", "blue")[i % 2]} for i in range(ROWS)]
+  write_listing(own / "list.csv", rows)
+  c = config.load(f"{CONFIGS / 'gan_cifar10'}.py:folder={own},cpu,smoke")
+  c.model.update(label="colour", classes=2)
+  train = data.load(c.data.name, "train", tmp_path / "data", **c.data.options)
+  loop.check_labels(c, train)
+  c.model.label = "label"
+  with pytest.raises(ValueError, match="model.label names 'label'; .*'colour'"):
+    loop.check_labels(c, train)
+
+
 def test_the_quickstart_takes_a_folder(own, tmp_path):
-  quickstart = Path(__file__).parents[1] / "configs/quickstart.py"
+  quickstart = CONFIGS / "quickstart.py"
   c = config.load(f"{quickstart}:folder={own},smoke")
   assert c.loss.adversarial == ("image",) and c.train_steps == 4
   train = data.load(c.data.name, "train", tmp_path / "data", **c.data.options)
@@ -302,6 +352,12 @@ def test_no_folder_no_listing_too_many(tmp_path):
     data.spec("folder", folder=str(tmp_path), listing="b.csv", size=0)
 
 
+def encoded(samples, *form) -> bytes:
+  file = io.BytesIO()
+  soundfile.write(file, samples, 8000, format=form[0], subtype=form[1])
+  return file.getvalue()
+
+
 def test_waves_of_all_kinds_are_one_sound():
   time = np.arange(8000) / 8000
   sound = 0.5 * np.sin(2 * np.pi * 440 * time)
@@ -311,13 +367,22 @@ def test_waves_of_all_kinds_are_one_sound():
     (wav(whole), 1e-4),
     (wav(stereo, channels=2), 1e-4),
     (wav(np.rint(sound * 128) + 128, width=1), 5e-3),
+    (encoded(sound, "WAV", "PCM_24"), 1e-6),
+    (encoded(sound, "WAV", "FLOAT"), 1e-7),
+    (encoded(sound, "FLAC", "PCM_16"), 1e-4),
   ]:
-    samples, rate_hz = waves.read_wav(content)
+    samples, rate_hz = waves.read_sound(content)
     assert rate_hz == 8000
     np.testing.assert_allclose(samples, sound, atol=tolerance)
-  for content in (b"", b"RIFF", wav([])):
+  for form in (("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")):  # these lose something
+    samples, rate_hz = waves.read_sound(encoded(sound, *form))
+    assert rate_hz == 8000 and abs(len(samples) - 8000) <= 1200
+    likeness = np.correlate(samples, sound, "full").max() / (sound @ sound)
+    assert abs(likeness - 1) < 0.02
+  broken = encoded(np.array([0.0, np.nan]), "WAV", "FLOAT")
+  for content in (b"", b"RIFF", wav([]), broken):
     with pytest.raises(ValueError):
-      waves.read_wav(content)
+      waves.read_sound(content)
 
 
 @pytest.mark.parametrize("rate_hz", [4000, 11025, 16000, 44100, 48000])

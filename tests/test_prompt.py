@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from tiny_models import tiny
 
+from mmgen_jax import checkpoint, evaluate, prompt
+from mmgen_jax import config as config_lib
 from mmgen_jax import data as datasets
-from mmgen_jax import evaluate, prompt
 from mmgen_jax.data import audio, digits, modality, own, sprites_render, waves
 from mmgen_jax.data.examples import Spec
 from mmgen_jax.steps import STEPS
@@ -40,7 +41,7 @@ def test_a_file_is_stored_as_the_data_set_stores_it(made):
 
 def test_sounds_and_pictures_follow_their_set(made, tmp_path):
   _, files = made
-  sound, rate_hz = waves.read_wav(open(files["sound"], "rb").read())
+  sound, rate_hz = waves.read_sound(open(files["sound"], "rb").read())
   clip = digits.clip(waves.to_int16(sound))[None]
   got = own.stored(datasets.spec("digits"), {}, "sound", files["sound"])
   want = audio.log_mel(clip, sample_rate_hz=rate_hz, frames=32, mels=32)[0]
@@ -66,7 +67,7 @@ def test_sounds_and_pictures_follow_their_set(made, tmp_path):
     ("caption=big red heart red", "has 4 tokens; this modality holds 3"),
     ("image=none.png", "image: there is no file 'none.png'"),
     ("image={sound}", "a.wav: no picture"),
-    ("sound={image}", "a.png: not a wav file"),
+    ("sound={image}", "a.png: not a wav, FLAC, Ogg or MP3 file"),
     ("captain=red", "no 'captain'; this model takes .'caption', 'image', 'sound'."),
     ("red heart", "no 'red heart'"),
   ],
@@ -178,13 +179,35 @@ def test_everything_that_was_made_is_written(tmp_path, monkeypatch):
   for i in range(3):
     image = np.asarray(Image.open(paths[0].parent / f"image_0{i}.png"))
     np.testing.assert_array_equal(image, made["image"][i])
-    sound, rate_hz = waves.read_wav((paths[0].parent / f"sound_0{i}.wav").read_bytes())
+    sound, rate_hz = waves.read_sound(
+      (paths[0].parent / f"sound_0{i}.wav").read_bytes()
+    )
     assert (len(sound), rate_hz) == (8000, 8000)
   assert "wrote" in said[-1] and str(paths[0]) in said[-1]
   other = prompt.write(config, tmp_path, ["word=b  a"], count=1, say=said.append)
   assert other[0].parent != paths[0].parent
-  with pytest.raises(ValueError, match="--count must be at least 1, got 0"):
+  with pytest.raises(ValueError, match="count must be at least 1, got 0"):
     prompt.write(config, tmp_path, [], count=0)
+
+
+def test_a_workdir_is_a_model_to_call(tmp_path, monkeypatch):
+  config, modalities, params = started("fusion")
+  with pytest.raises(FileNotFoundError, match="is not the folder of a run"):
+    prompt.load_trained(tmp_path)
+  state = STEPS["fusion"].init(jax.random.key(0), config, modalities)
+  checkpoint.save(tmp_path / "checkpoints", state._replace(step=jnp.int32(7)), 7)
+  (tmp_path / "config.json").write_text(config_lib.to_json(config))
+  about = Spec("tiny", modalities, {})
+  monkeypatch.setattr(datasets, "spec", lambda *_, **__: about)
+  model = prompt.load_trained(tmp_path)
+  assert model.step == 7 and model.config == config
+  made = prompt.sample(model, ["word=b a"], count=3, seed=5)
+  given = prompt.parse(["word=b a"], config, about)
+  want = prompt.generate(config, params, modalities, given, 3, 5)
+  for name in ("image", "sound"):
+    np.testing.assert_array_equal(made[name], want[name])
+  assert made["word"].tolist() == modality.detokenise(modalities["word"], want["word"])
+  assert not np.array_equal(made["image"], prompt.sample(model, count=3)["image"])
 
 
 def test_a_spectrogram_becomes_a_sound_that_has_it(made):
@@ -206,6 +229,6 @@ def test_a_spectrogram_becomes_a_sound_that_has_it(made):
 
 def test_wav_files_are_read_as_they_were_written():
   samples = np.random.default_rng(0).uniform(-1, 1, 500)
-  read, rate_hz = waves.read_wav(waves.wav(samples, 11_025))
+  read, rate_hz = waves.read_sound(waves.wav(samples, 11_025))
   assert rate_hz == 11_025
   np.testing.assert_array_equal(waves.to_int16(read), waves.to_int16(samples))

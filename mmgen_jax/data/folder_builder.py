@@ -115,10 +115,10 @@ class FolderExamples(tfds.core.GeneratorBasedBuilder):
     return encoded
 
   def _sound(self, content: bytes) -> np.ndarray:
-    """The loudest stretch of a wav file, at our rate; silence after a short one."""
+    """The loudest stretch of a sound file, at our rate; silence after a short one."""
     if not content:
       return np.zeros(self._samples, np.int16)
-    sound, rate_hz = waves.read_wav(content)
+    sound, rate_hz = waves.read_sound(content)
     return waves.stretch(sound, rate_hz, self._rate, self._samples)
 
 

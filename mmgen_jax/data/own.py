@@ -1,4 +1,4 @@
-"""What somebody brings, a caption, a picture, a wav file, as a data set stores it."""
+"""What somebody brings, a caption, a picture, a sound file, as a data set stores it."""
 
 import importlib
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ def stored(
     if m.kind == "image":
       fit = getattr(module, "FIT", options.get("fit", ""))
       return _picture(m, path.read_bytes(), fit)
-    sound, rate_hz = waves.read_wav(path.read_bytes())
+    sound, rate_hz = waves.read_sound(path.read_bytes())
   except ValueError as error:
     raise ValueError(f"{name}: {value}: {error}") from None
   if clip_of := getattr(module, "clip_of", None):

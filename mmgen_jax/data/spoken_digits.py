@@ -126,7 +126,7 @@ def _sorted(raw, names, read):
 def read_recording(content: bytes, name: str) -> np.ndarray:
   """Samples, int16 [t]."""
   try:
-    samples, rate_hz = waves.read_wav(content)
+    samples, rate_hz = waves.read_sound(content)
   except ValueError as error:
     raise ValueError(f"{name}: {error}") from None
   if rate_hz != SAMPLE_RATE_HZ:

@@ -1,36 +1,30 @@
-"""Sound files to samples, and back: the stdlib's wave module and NumPy, nothing else."""
+"""Sound files to samples, and back."""
 
 import io
 import wave
 
 import numpy as np
+import soundfile
 
 
-def read_wav(content: bytes) -> tuple[np.ndarray, int]:
-  """Samples of a wav file, float64 [t] in [-1, 1), channels averaged; and the rate.
+def read_sound(content: bytes) -> tuple[np.ndarray, int]:
+  """Samples of a sound file, float64 [t] in [-1, 1], channels averaged; and the rate.
 
   Args:
-    content: of a file with 8 or 16 bits a sample.
+    content: of a wav, FLAC, Ogg or MP3 file; whatever libsndfile reads.
 
   Raises:
-    ValueError: if it is not such a file, or has no samples.
+    ValueError: if it is not such a file, has no samples, or one that is no number.
   """
   try:
-    with wave.open(io.BytesIO(content)) as file:
-      channels, width, rate, _, _, _ = file.getparams()
-      data = file.readframes(file.getnframes())
-  except (wave.Error, EOFError) as error:
-    raise ValueError(f"not a wav file of 8 or 16 bits: {error}") from None
-  if width == 1:
-    samples = np.frombuffer(data, np.uint8).astype(np.float64) / 128.0 - 1.0
-  elif width == 2:
-    samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2") / 32768.0
-  else:
-    raise ValueError(f"{8 * width} bits a sample; 8 or 16 can be read")
-  whole = len(samples) // channels * channels
-  if not whole:
-    raise ValueError("a wav file without samples")
-  return samples[:whole].reshape(-1, channels).mean(axis=1), rate
+    samples, rate_hz = soundfile.read(io.BytesIO(content), always_2d=True)
+  except soundfile.SoundFileError as error:
+    raise ValueError(f"not a wav, FLAC, Ogg or MP3 file: {error}") from None
+  if not len(samples):
+    raise ValueError("a sound file without samples")
+  if not np.isfinite(samples).all():
+    raise ValueError("a sound file with samples that are not finite")
+  return samples.mean(axis=1), rate_hz
 
 
 def resample(samples: np.ndarray, rate_hz: int, new_rate_hz: int) -> np.ndarray:

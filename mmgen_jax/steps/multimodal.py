@@ -112,14 +112,18 @@ def make_latents(config, modalities: Modalities) -> Latents:
   """
   vae, name = build(config, modalities), config.loss.posterior
   density = DENSITIES[config.loss.get("density", "normal")]
+  product = partial(posteriors.product, 0.0)
   posterior = {
     "mvae": partial(posteriors.product, 1.0),
+    "mopoe": product,
+    "mvtcae": product,
+    "jmvae": product,
     "mmvae": partial(posteriors.mixture, density),
     "mmjsd": posteriors.mixture,
     "mmvae_plus": lambda: posteriors.with_private(
       posteriors.mixture(density), vae.latent, density
     ),
-  }.get(name, partial(posteriors.product, 0.0))()
+  }[name]()
   decode, log_px = latents_lib.decoding(vae)
 
   def encode(params, values):
