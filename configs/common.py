@@ -125,7 +125,8 @@ def burn_in(config: Any, **changes) -> None:
   The rates and decays that they replace are 0, `loss.r1_gamma` is as gamma starts:
   anything else there is refused (`mmgen_jax.schedules.check_replaced`).
   """
-  config.burn_in = now = ConfigDict({**config.get("burn_in", {}), **changes})
+  now: Any = ConfigDict({**config.get("burn_in", {}), **changes})
+  config.burn_in = now
   for optimizer in (config.optim, config.disc_optim):
     optimizer.learning_rate = optimizer.b2 = 0.0
   config.loss.r1_gamma, config.ema_decay = now.gamma[0], 0.0
@@ -242,7 +243,7 @@ def variant(config: Any, arg: str | None, **variants) -> Any:
   Raises:
     ValueError: for a name that is no variant, or a value too many or too few.
   """
-  takes = {n: list(inspect.signature(f).parameters)[1:] for n, f in variants.items()}
+  takes = {n: _required(f)[1:] for n, f in variants.items()}
   forms = {n: "=".join([n, *(x.upper() for x in more)]) for n, more in takes.items()}
   for word in filter(None, (arg or "").split(",")):
     name, *value = word.split("=", 1)
@@ -252,6 +253,12 @@ def variant(config: Any, arg: str | None, **variants) -> Any:
   with config.data.unlocked():
     config.data.options = datasets.options(config.data.name) | {**config.data.options}
   return config
+
+
+def _required(function) -> list[str]:
+  """The names of a function's parameters that have no default."""
+  of = inspect.signature(function).parameters.values()
+  return [p.name for p in of if p.default is p.empty]
 
 
 def continued(config: Any) -> None:

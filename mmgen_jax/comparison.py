@@ -254,7 +254,8 @@ def gaps(runs: Sequence[Run], among: Sequence[str] = ("train",)) -> list[Gap]:
         continue
       if r["metric"].startswith(("readable", "modes/count", "joint_coherence/")):
         continue  # says nothing of the examples
-      if r["target"] and not r["given"] and _size(r) != _size(twin):
+      of_sets = not r["given"] or (r.get("reference") or {}).get("samples")
+      if r["target"] and of_sets and _size(r) != _size(twin):
         continue  # distances fall with the number of examples
       given = None if r["given"] is None else tuple(r["given"])
       target = tuple(r["target"]) if isinstance(r["target"], list) else r["target"]

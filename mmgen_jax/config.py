@@ -66,10 +66,14 @@ def validate(config: Any, family_names) -> None:
     raise ValueError(
       f"family must be one of {sorted(family_names)}, got {config.family!r}"
     )
-  for name in ("batch_size", "train_steps", "updates_per_dispatch", "accumulate"):
+  loop = ("train_steps", "log_steps", "save_steps", "sample_steps")
+  for name in ("batch_size", "updates_per_dispatch", "accumulate", *loop):
     if config[name] < 1:
       raise ValueError(f"{name} must be at least 1, got {config[name]}")
-  for name in ("train_steps", "log_steps", "save_steps", "sample_steps"):
+  for name in ("num_examples", "batch_size", "bootstrap"):
+    if config.get("eval", {}).get(name, 1) < 1:
+      raise ValueError(f"eval.{name} must be at least 1, got {config.eval[name]}")
+  for name in loop:
     if config[name] % config.updates_per_dispatch:
       raise ValueError(
         f"{name} = {config[name]} must be a multiple of updates_per_dispatch ="

@@ -27,12 +27,15 @@ class Pairs(NamedTuple):
     positive: which pairs mean the same thing, [b B].
     there: which pairs have both modalities, [b B].
     share: B / the number of rows of the global batch that have a positive pair.
+    share_there: B / the number of those that have the modality, the one of the two that
+      more have.
   """
 
   logits: Float[Array, "b B"]
   positive: Bool[Array, "b B"]
   there: Bool[Array, "b B"]
   share: Float[Array, ""]
+  share_there: Float[Array, ""]
 
 
 def normalise(x: Rows) -> Rows:
@@ -78,8 +81,11 @@ def make_pairs(
     positive |= equal & (ids >= 0).all(-1)[:, None]
   there = has[0][:, None] & gather(has[1], axis)[None]
   positive &= there
-  counts = gather(positive.any(1), axis)
-  return Pairs(logits, positive, there, len(counts) / jnp.maximum(counts.sum(), 1))
+  in_batch = lambda which: gather(which, axis).sum()
+  share = lambda count: logits.shape[1] / jnp.maximum(count, 1)
+  most = jnp.maximum(in_batch(has[0]), in_batch(has[1]))
+  paired = in_batch(positive.any(1))
+  return Pairs(logits, positive, there, share(paired), share(most))
 
 
 def info_nce(p: Pairs, *, every: bool = False) -> Float[Array, "b"]:
@@ -111,10 +117,12 @@ def siglip(p: Pairs) -> Float[Array, "b"]:
 
   Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023, eq. 1,
   https://arxiv.org/abs/2303.15343. It needs no swapped half: every pair counts once.
+  Multiplied by `p.share_there`, so that the mean is over the examples that can be in
+  pairs: also where few or none have both modalities, and nearly all pairs are negative.
   """
   sign = jnp.where(p.positive, 1.0, -1.0)
   nats = -jax.nn.log_sigmoid(sign * p.logits.astype(jnp.float32))
-  return jnp.where(p.there, nats, 0.0).sum(1) * p.share
+  return jnp.where(p.there, nats, 0.0).sum(1) * p.share_there
 
 
 LOSSES: dict[str, Callable[[Pairs], Array]] = {"infonce": info_nce, "siglip": siglip}

@@ -65,7 +65,7 @@ def _coverage(fake: np.ndarray, real: np.ndarray, say) -> list[Entry]:
 
 
 def _sharpness(fake: Float[np.ndarray, "n d"], extractor: Reader) -> list[Entry]:
-  if extractor.probabilities(fake[:1]).shape[1] > SCORED_CLASSES:
+  if extractor.classes > SCORED_CLASSES:
     return []
   splits = min(10, len(fake))
   mean, deviation = inception_score(extractor.probabilities(fake), splits=splits)

@@ -36,9 +36,9 @@ from mmgen_jax.data.examples import Examples
 from mmgen_jax.data.modality import to_model
 from mmgen_jax.data.read import writable_dir
 from mmgen_jax.generate import Samples, make_sampler
-from mmgen_jax.metrics import judges, multimodal_likelihood, pretrained
+from mmgen_jax.metrics import coherence, judges, multimodal_likelihood, pretrained
 from mmgen_jax.state import State
-from mmgen_jax.steps import STEPS
+from mmgen_jax.steps import STEPS, recognition
 
 # Splits that hold out something; if of one kind, what is given must have that one.
 HOLDS_OUT = {"test_speaker": "audio", "test_combinations": None}
@@ -243,9 +243,11 @@ def make_score(config, data_dir, loss: str = "elbo", split: str = "validation"):
   sign = _SIGNS.get(loss.partition("_")[0])
   if sign is None:
     raise ValueError(f"neither more nor less of {loss!r} is better: no score")
-  has = examples.present.get(
-    config.model.get("modality", ""), np.ones(len(examples), bool)
-  )
+  has = _scored(config, examples)
+  if not has[indices].any():
+    raise ValueError(
+      f"no example of {examples.name}/{split} has what {loss!r} is of: nothing to score"
+    )
 
   def score(arrays) -> float:
     ema = structure.unflatten([arrays[f"ema/{name}"] for name in names])
@@ -258,6 +260,17 @@ def make_score(config, data_dir, loss: str = "elbo", split: str = "validation"):
     return sign * float(np.concatenate(values)[has[indices]].mean(dtype=np.float64))
 
   return score
+
+
+def _scored(config, examples: Examples) -> np.ndarray:
+  """Bool [n]: the examples that a held-out loss is of, those that have what it takes."""
+  if config.family != "recognition":
+    every = np.ones(len(examples), bool)
+    return examples.present.get(config.model.get("modality", ""), every)
+  inputs = recognition.used(config, examples.modalities)
+  labels = {label: examples.labels[label] for label in config.model.labels}
+  seen = np.any([examples.present[name] for name in inputs], axis=0)
+  return seen & coherence.known(labels)
 
 
 def _splits(config) -> tuple[str, ...]:

@@ -150,6 +150,8 @@ def _dare(trees, base, *, drop=0.9, scales=1.0, seed=0) -> Merged:
 
 
 def _last(trees) -> Merged:
+  if len(trees) != 1:
+    raise ValueError(f"last is of one ingredient, got {len(trees)}")
   (tree,) = trees
   raw = lambda name: tree[re.sub("^ema/", "params/", name)]
   return {name: raw(name) for name in tree}, {}

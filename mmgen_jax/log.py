@@ -113,7 +113,7 @@ def read_metrics(workdir) -> list[dict[str, Any]]:
   """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
   path = Path(workdir) / "metrics.jsonl"
   records = []
-  for line in path.read_text().splitlines() if path.exists() else ():
+  for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
     try:
       records.append(json.loads(line))
     except json.JSONDecodeError:
@@ -132,7 +132,7 @@ def _open_lines(path: Path, step: int):
   if path.exists():
     kept = [r for r in read_metrics(path.parent) if r.get("step", 0) <= step]
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-  return open(path, "a")
+  return open(path, "a", encoding="utf-8")
 
 
 def _open_events(folder: Path, step: int):

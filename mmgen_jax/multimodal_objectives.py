@@ -96,7 +96,8 @@ def stratified_iwae(
   k = log_w.shape[1]
   if looser:
     return mean_over(jax.nn.logsumexp(log_w, axis=1) - jnp.log(k), present)
-  return mixture_log_prob(jax.nn.logsumexp(log_w, axis=1), present) - jnp.log(k)
+  value = mixture_log_prob(jax.nn.logsumexp(log_w, axis=1), present) - jnp.log(k)
+  return jnp.where(present.any(0), value, 0.0)
 
 
 def stratified_dreg(
@@ -214,12 +215,12 @@ def jmvae(
   alpha: float = 0.1,
   beta: float = 1.0,
 ) -> Float[Array, "b"]:
-  """Log p(x | z) - beta KL(q || p) - alpha sum_m KL(q || q_m), q by a joint encoder.
+  """Log p(x | z) - beta (KL(q || p) + alpha sum_m KL(q || q_m)), q by a joint encoder.
 
   Suzuki, Nakayama and Matsuo, "Joint Multimodal Learning with Deep Generative Models",
   2016, eq. 9 (JMVAE-kl), https://arxiv.org/abs/1611.01891. The joint encoder is of whole
   examples, so one that lacks a modality counts zero.
   """
-  kls = beta * kl_prior + alpha * total(kl_experts, present)
-  bound = total(log_px, present) - kls
+  kls = kl_prior + alpha * total(kl_experts, present)
+  bound = total(log_px, present) - beta * kls
   return jnp.where(present.all(0), bound, 0.0)

@@ -61,7 +61,7 @@ def load_trained(workdir) -> Trained:
   kept = Path(workdir) / "config.json"
   if not kept.is_file():
     raise FileNotFoundError(f"there is no {kept}: {workdir} is not the folder of a run")
-  config = config_lib.from_json(kept.read_text())
+  config: Any = config_lib.from_json(kept.read_text())
   about = datasets.spec(config.data.name, **config.data.options)
   state, step = evaluate.load_state(config, workdir, about.modalities)
   return Trained(config, about, state.ema, step)

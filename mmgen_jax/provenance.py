@@ -29,7 +29,7 @@ def write_atomically(path, text: str) -> None:
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f"{path.name}.tmp{secrets.token_hex(8)}")
-  with open(temporary, "w") as file:
+  with open(temporary, "w", encoding="utf-8") as file:
     file.write(text)
     file.flush()
     os.fsync(file.fileno())  # else the name may reach the disk before the text

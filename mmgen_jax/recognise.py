@@ -119,7 +119,12 @@ def make_predict(
       s: np.all([every, *(present[name][indices] for name in s)], axis=0)
       for s in subsets
     }
-    join = lambda i, label: np.concatenate([part[i][label] for part in parts], 1)
+    none = {
+      x: np.zeros((len(subsets), 0, k), np.float32) for x, k in net.labels.items()
+    }
+    join = lambda i, label: np.concatenate(
+      [none[label], *(p[i][label] for p in parts)], 1
+    )
     return [
       Predictions(subsets, {label: join(i, label) for label in truth}, truth, has)
       for i in range(1 + len(damages))

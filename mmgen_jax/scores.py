@@ -191,17 +191,8 @@ def mode_entries(s: Setting, reads: Reads, judged) -> list[Entry]:
     readable = coherence.readable(read)
     if given or not all(sizes):
       continue
-
-    def number(labels, sizes=tuple(sizes)) -> np.ndarray:
-      values = tuple(labels[name] for name in sorted(labels))
-      return np.asarray(np.ravel_multi_index(values, sizes))
-
-    total, nan = int(np.prod(sizes)), math.nan
-    rows = s.labelled(read)
-    truth = {name: x[rows] for name, x in s.truth(read).items()}
-    real = np.bincount(number(truth), minlength=total) + 0.5  # none is 0
-    made = number({name: x[readable] for name, x in read.items()})
-    found = modes.modes(made, total, real) if len(made) else modes.Modes(0, total, nan)
+    total, rows = math.prod(sizes), s.labelled(read)
+    found = _modes(_rows(read, readable), _rows(s.truth(read), rows), total)
     shared = {"given": [], "target": target, "judge": _about(s, judged, target)}
     shared |= {"interval": None, "samples": len(readable), "total": total}
     entries.append({"metric": "modes/count", "value": found.count, **shared})
@@ -209,6 +200,28 @@ def mode_entries(s: Setting, reads: Reads, judged) -> list[Entry]:
       kl = found.reverse_kl
       entries.append({"metric": "modes/reverse_kl", "value": kl, **shared})
   return entries
+
+
+def _rows(labels: coherence.Attributes, which: np.ndarray) -> np.ndarray:
+  """Combinations of labels [n, labels], of some examples."""
+  return np.stack([np.asarray(labels[name])[which] for name in sorted(labels)], axis=1)
+
+
+def _modes(made: np.ndarray, real: np.ndarray, total: int) -> modes.Modes:
+  """The modes of combinations [n, labels] that were made, against real ones.
+
+  Every one of the `total` modes counts half an example more in the reference, so that
+  none is 0. Only those that occur are counted one by one: all may be too many for that.
+  """
+  if not len(made):
+    return modes.Modes(0, total, math.nan)
+  both = np.concatenate([made, real])
+  _, number = np.unique(both, axis=0, return_inverse=True)
+  number, occur = number.reshape(-1), int(number.max()) + 1
+  reference = np.bincount(number[len(made) :], minlength=occur) + 0.5
+  found = modes.modes(number[: len(made)], occur, reference)
+  never = math.log(len(real) + 0.5 * total) - math.log(reference.sum())
+  return found._replace(total=total, reverse_kl=found.reverse_kl + never)
 
 
 def reconstruction_entries(s: Setting, samples: Samples) -> list[Entry]:

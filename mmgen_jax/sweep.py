@@ -29,8 +29,9 @@ class Trial(NamedTuple):
     config: "file.py:argument"; not needed of a fused one.
     seed: of the run.
     overrides: {"optim.learning_rate": 1e-3}.
-    budget: updates, in place of the config's (and of its cosine's length).
-    start: id of a run whose last checkpoint this one goes on from.
+    budget: updates, in place of the config's.
+    start: id of a run whose last checkpoint this one goes on from. A cosine is as long
+      as both together, so that this one has its end.
     fuse: {"of": [ids], "method": ..., "base": id, options}, see `mmgen_jax.fuse`; then
       there is no training. `score` of greedy_soup is the name of a held-out loss, as
       "elbo".
@@ -105,13 +106,14 @@ def resolve(trial: Trial, trials: Sequence[Trial]) -> Any:
   by_id = {t.id: t for t in trials}
   if trial.fuse:
     return resolve(by_id[trial.fuse["of"][0]], trials)
-  config = config_lib.load(trial.config)
+  config: Any = config_lib.load(trial.config)
   if trial.budget:
     config.train_steps = config.save_steps = config.sample_steps = trial.budget
-    if config.get("optim") and config.optim.decay == "cosine":
-      config.optim.decay_steps = trial.budget
   if trial.start:
     config.train_steps += resolve(by_id[trial.start], trials).train_steps
+  changed = trial.budget or trial.start
+  if changed and config.get("optim") and config.optim.decay == "cosine":
+    config.optim.decay_steps = config.train_steps
   config.seed = trial.seed
   for name, value in trial.overrides.items():
     *parents, last = name.split(".")

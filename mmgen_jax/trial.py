@@ -17,6 +17,7 @@ from mmgen_jax import (
   fuse,
   log,
   loop,
+  manifest,
   measures,
   process,
 )
@@ -138,8 +139,14 @@ def _merge(trial: Trial, config, workdir, data_dir) -> None:
 
 
 def _copy_last(source: Path, folder: Path) -> None:
-  """Gives a new run the newest checkpoint of another one."""
+  """Gives a new run the newest checkpoint of another one.
+
+  Raises:
+    ValueError: if that one is damaged.
+  """
   step = max(checkpoint.steps(source / "checkpoints"))
+  if damage := manifest.verify(source / "checkpoints" / str(step)):
+    raise ValueError(f"what it goes on from is damaged: {damage.message}")
   target = folder / "checkpoints" / str(step)
   partial = target.with_name(f"{step}.copying")
   shutil.rmtree(partial, ignore_errors=True)

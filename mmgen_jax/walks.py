@@ -40,7 +40,7 @@ def grids(
   )
 
   def tiles(z, at, **labels):
-    batch = examples.rows(np.resize(at, len(z)))
+    batch = examples.rows(np.resize(at, len(z)) % len(examples))
     batch |= {n: to_model(m, jnp.asarray(batch[n])) for n, m in modalities.items()}
     batch["labels"] |= {k: jnp.full(len(z), v, jnp.int32) for k, v in labels.items()}
     made = from_noise(params, z, batch, jnp.ones(len(modalities), bool))[name]

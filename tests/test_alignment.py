@@ -48,7 +48,7 @@ def by_hand(name, has, same):
       if has[0][i] and has[1][j]:
         sign = 1.0 if ids[i] == ids[j] else -1.0
         total["pairs"] -= special.log_expit(sign * (logit[i, j] + BIAS))
-  return total["pairs"] / count["rows"]
+  return total["pairs"] / max(has[0].sum(), has[1].sum())
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,18 @@ def test_masked_is_absent_even_where_it_is_nan(name):
   nothing = contrastive.pair_loss(name, a, b, (ALL, ~ALL), SAME, SCALE, BIAS)
   assert not nothing.any()
   assert np.isfinite(value)
+
+
+def test_examples_that_are_never_whole_repel_by_as_much_as_whole_ones():
+  # Half have the one, half the other: every pair is negative, none is positive.
+  first = np.arange(8) < 4
+  loss = lambda has: contrastive.pair_loss(
+    "siglip", A, B, has, None, SCALE, BIAS
+  ).mean()
+  logit = SCALE * A[:4] @ B[4:].T + BIAS
+  want = -special.log_expit(-logit).sum() / 4
+  assert float(loss((first, ~first))) == pytest.approx(want, rel=1e-5)
+  assert loss((first, ~first)) < loss((ALL, ALL))
 
 
 def test_every_takes_the_log_of_the_sum():

@@ -154,6 +154,13 @@ def test_the_gap_is_how_much_worse_it_is_on_what_was_held_out():
   assert gap.cells["a"].mean == pytest.approx(0.3)
   rs[-1]["samples"] = 50  # a distance of fewer samples is larger by itself
   assert {g.metric for g in comparison.gaps(runs)} == {"coherence/strict"}
+  of = lambda n: {"samples": n, "reference": {"samples": n}}  # whatever was given
+  rs += [record("frechet", 9.0, ["caption"], **of(50))]
+  rs += [record("frechet", 7.0, ["caption"], split="train", **of(400))]
+  rs += [record("reconstruction/mse", 2.0, ["image"], samples=50)]
+  rs += [record("reconstruction/mse", 1.0, ["image"], split="train", samples=400)]
+  found = {g.metric for g in comparison.gaps(runs)}
+  assert found == {"coherence/strict", "reconstruction/mse"}
 
 
 def test_every_metric_has_its_better_side():

@@ -385,6 +385,11 @@ def test_modes_are_counted_among_readable_samples():
   q = np.array([1.5, 1.5, 0.5, 0.5, 0.5, 2.5]) / 7
   want = 1 / 3 * np.log((1 / 3) / q[0]) + 2 / 3 * np.log((2 / 3) / q[5])
   assert kl["value"] == pytest.approx(want)
+  huge = SimpleNamespace(labels=labels, label_names=dict.fromkeys("ab", range(2**40)))
+  count, kl = scores.mode_entries(
+    setting._replace(examples=huge), reads, {"image": {"name": "j"}}
+  )
+  assert count["total"] == 2**80 and np.isfinite(kl["value"])
   read["a"][:] = -1  # nothing can be read: no mode, not no record
   count, kl = scores.mode_entries(setting, reads, {"image": {"name": "j"}})
   assert count["value"] == 0 and np.isnan(kl["value"])

@@ -1,5 +1,6 @@
 """Feeds: one stream of batches, whatever reads it."""
 
+import dataclasses
 import multiprocessing
 import os
 import pickle
@@ -130,6 +131,9 @@ def test_missing_keeps_always_and_never_invents():
   mask = order.missing_mask(0, 500, ("a", "b"), 0.9, present=present)
   assert not (mask["a"] & ~present["a"]).any()
   assert (mask["a"] | mask["b"]).all()
+  ints = {name: has.astype(np.int8) for name, has in present.items()}
+  again = order.missing_mask(0, 500, ("a", "b"), 0.9, present=ints)
+  assert all((again[name] == mask[name]).all() for name in mask)
   mask = order.missing_mask(0, 500, ("a", "b"), 1.0, ("b",), present)
   assert mask["b"].all() and not mask["a"].any()
   with pytest.raises(ValueError, match="has none of the modalities"):
@@ -304,13 +308,17 @@ def test_workers_of_a_killed_run_end(tmp_path):
   pytest.fail("a worker outlived its run")
 
 
-def test_memory_maps_are_pickled_by_path(examples):
+def test_memory_maps_are_pickled_by_path(examples, tmp_path):
   column = examples.columns["image"]
   pickled = pickle.dumps(column)
   assert len(pickled) < 500
   again = pickle.loads(pickled)
   assert isinstance(again.values, np.memmap)
   np.testing.assert_array_equal(again.values, column.values)
+  path = tmp_path / "columns_first.npy"
+  np.save(path, np.asfortranarray(np.arange(12).reshape(3, 4)))
+  other = Column(np.load(path, mmap_mode="r"))
+  np.testing.assert_array_equal(pickle.loads(pickle.dumps(other)).values, other.values)
   part = Column(column.values[10:20])  # a part of a map is not the map
   np.testing.assert_array_equal(pickle.loads(pickle.dumps(part)).values, part.values)
 
@@ -339,6 +347,15 @@ def test_examples_are_checked_and_selected(examples):
   wrong = {**examples.columns, "image": Column(np.zeros((N, 5, 5, 3), np.uint8))}
   with pytest.raises(ValueError, match="declared was"):
     Examples("bad", "train", examples.modalities, {}, {}, wrong, "f")
+  image = examples.columns["image"]
+  for change, message in [
+    ({"present": np.ones(N, int)}, "image.present must be bool, got int64"),
+    ({"rows": np.arange(N) + 1}, f"rows must be from 0 to {N - 1}, got 1 to {N}"),
+    ({"rows": np.arange(N) * 1.0}, "rows must be integers, got float64"),
+  ]:
+    bad = {**examples.columns, "image": dataclasses.replace(image, **change)}
+    with pytest.raises(ValueError, match=message):
+      Examples("bad", "train", examples.modalities, {}, {}, bad, "f")
 
 
 def test_the_first_examples_are_the_same_ones_alone(examples):

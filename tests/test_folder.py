@@ -251,6 +251,8 @@ TEXTS = {
   "semicolons": ("list.csv", "image;caption\na;b\n", "comma-separated"),
   "too many cells": ("list.csv", "caption\na\nb,c\n", "line 3: not 1 cells"),
   "too few cells": ("list.csv", "caption,x\na,1\nb\n", "line 3: not 2 cells"),
+  "slash": ("list.csv", "caption,M/F\na,b\n", "column 'M/F': a name has letters"),
+  "no name": ("list.csv", "caption,\na,b\n", "column '': a name has letters"),
   "twice": ("list.csv", "caption,caption\na,b\n", "line 1: a column occurs twice"),
   "not text": ("list.csv", "caption\n\udcff\n", "is not UTF-8"),
   "not JSON": ("list.jsonl", '{"caption": "a"}\n{"caption"\n', "line 2: not JSON"),

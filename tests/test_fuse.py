@@ -174,6 +174,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(runs, tmp_path)
     ([runs[0], str(other)], {}, "ingredient 0 has '.*', ingredient 1 has not"),
     ([str(other)], {}, "is no workdir"),
     (runs, {"method": "linear"}, "two ingredients, got 3"),
+    (runs, {"method": "last"}, "last is of one ingredient, got 3"),
     (runs, {"method": "mean"}, "method must be one of"),
     (runs, {"t": 0.5}, "average has no option 't'; options: "),
     (runs, {"method": "greedy_soup"}, "needs the option 'score'"),

@@ -315,6 +315,8 @@ def test_other_bad_input_is_refused():
     (lambda: weight.average([a, a], [1.0]), "2 numbers"),
     (lambda: weight.average([a, a], [1.0, -1.0]), "sum not zero"),
     (lambda: tv.ties(a, [a], keep=0.0), "keep=0.0"),
+    (lambda: tv.task_arithmetic(a, [a, a], [0.5]), r"one for each of 2, got \[0.5\]"),
+    (lambda: tv.task_arithmetic(a, [a], {"w": [1.0, 2.0]}), "one for each of 1"),
     (lambda: tv.dare(a, a, drop=1.0, key=KEY), "drop=1.0"),
     (lambda: fisher.fisher_average([a, a], [a]), "2 trees, 1 Fishers"),
     (lambda: fisher.fisher_average([a], [one]), r"\(2,\), its Fisher \(1,\)"),

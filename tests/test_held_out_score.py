@@ -1,5 +1,7 @@
 """A held-out loss as what is to be high: of every family, with its sign."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,9 +26,10 @@ def examples(modalities, n=22):
   return Examples("x", "test", modalities, {"digit": digit}, {}, columns, "x")
 
 
-def scored(family, monkeypatch, *, draw=True):
+def scored(family, monkeypatch, *, draw=True, **model):
   """(config, averages, the same by path, examples) for `evaluate.make_score`."""
   config, modalities, _ = tiny(family)
+  config.model.update(**model)
   config.eval.update(num_examples=20, batch_size=8)
   data = examples(modalities)
   monkeypatch.setattr(evaluate, "load_split", lambda *_: data)
@@ -58,6 +61,28 @@ def test_a_held_out_score_is_higher_where_it_is_better(family, monkeypatch):
   monkeypatch.setattr(STEPS[family], "make_eval_step", lambda *_: two)
   signs = {name: evaluate.make_score(config, "", name)(named) / 2 for name in names}
   assert signs == {name: 1 if name in HIGHER[family] else -1 for name in names}
+
+
+def test_examples_without_their_label_or_any_input_have_no_part_in_it(monkeypatch):
+  config, _, named, data = scored("recognition", monkeypatch, inputs=("image",))
+  monkeypatch.setattr(evaluate, "load_split", lambda *_: data)
+  rows = np.flatnonzero(data.present["image"][:20] & (np.arange(20) % 3 > 0))
+  gaps = np.where(np.arange(22) % 3 > 0, data.labels["digit"], -1).astype(np.int32)
+  cut = lambda x: x if x is None else x[rows]
+  columns = {
+    k: Column(c.values[rows], None, cut(c.present)) for k, c in data.columns.items()
+  }
+  few = dataclasses.replace(data, labels={"digit": gaps[rows]}, columns=columns)
+  of_some = evaluate.make_score(config, "", "nll")(named)
+  data = dataclasses.replace(data, labels={"digit": gaps})
+  assert evaluate.make_score(config, "", "nll")(named) != pytest.approx(of_some)
+  got, data = evaluate.make_score(config, "", "nll")(named), few
+  assert got == pytest.approx(evaluate.make_score(config, "", "nll")(named), rel=1e-5)
+  data = dataclasses.replace(few, labels={"digit": np.full(len(few), -1, np.int32)})
+  with pytest.raises(
+    ValueError, match="no example of x/validation has what 'nll' is of"
+  ):
+    evaluate.make_score(config, "", "nll")
 
 
 def test_what_is_no_score_is_refused(monkeypatch):

@@ -106,6 +106,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, words):
     ("--config.data.name=spirits", "no data set is called 'spirits'"),
     ("--config.family=gam", "family must be one of"),
     ("--config.save_steps=3", "save_steps = 3 must be a multiple of"),
+    ("--config.sample_steps=0", "sample_steps must be at least 1, got 0"),
+    ("--config.eval.bootstrap=0", "eval.bootstrap must be at least 1, got 0"),
   ],
 )
 def test_a_config_that_does_not_fit_together(tmp_path, override, words):
@@ -210,6 +212,15 @@ def test_exit_codes():
 def test_a_full_disk_is_told_wherever_it_shows(number):
   assert process.exit_code(OSError(number, "x")) == process.SAVE_FAILED
   assert process.exit_code(OSError(errno.EIO, "x")) == 1
+
+
+def test_pages_are_utf8_where_nothing_else_is(tmp_path):
+  ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+  code = "from mmgen_jax.provenance import write_atomically as w; w('page', '\\u2192')"
+  command = [sys.executable, "-c", code]
+  env = {**os.environ, "PYTHONPATH": str(ROOT), **ascii_only}
+  subprocess.run(command, cwd=tmp_path, env=env, check=True)
+  assert (tmp_path / "page").read_bytes() == "→".encode()
 
 
 def test_only_what_others_can_cause_is_a_lost_process(monkeypatch):

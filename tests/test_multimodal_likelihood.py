@@ -107,6 +107,9 @@ def test_a_table_of_a_network():
     config, params, examples, range(4), subsets, samples=4, chunk=2, batch_size=4
   )
   np.testing.assert_array_equal(again["a",].log_px, made["a",].log_px[:4])
+  for wrong in ("a", ("c",), ("a", "c")):
+    with pytest.raises(ValueError, match=r"subsets are tuples of \['a', 'b'\], got"):
+      ml.table(config, params, examples, range(4), [wrong], samples=4, chunk=2)
   with pytest.raises(ValueError, match="'gan' has no"):
     config.family = "gan"
     ml.table(config, params, examples, range(4), subsets, samples=4, chunk=2)

@@ -144,6 +144,54 @@ def test_jmvae_counts_whole_examples_only():
   assert not got.mean[1:].any()
 
 
+def test_jmvaes_terms_have_one_weight_together():
+  log_px, kl, kls, present = RNG.random((3, 4)), RNG.random(4), RNG.random((3, 4)), True
+  of = functools.partial(objectives.jmvae, present=np.full((3, 4), present), alpha=0.3)
+  got = of(log_px, kl, kls, beta=2.0)  # errors in half the unit, twice the weight
+  np.testing.assert_allclose(got, 2 * of(log_px / 2, kl, kls, beta=1.0), rtol=1e-5)
+
+
+def test_an_example_that_has_nothing_counts_zero_however_the_mixture_is_weighed():
+  log_w, present = jnp.zeros((3, 2, 2)), jnp.array([[True, False]] * 3)
+  for looser in (True, False):
+    got = objectives.stratified_iwae(log_w, present, looser=looser)
+    np.testing.assert_allclose(got, 0.0, atol=1e-6)
+
+
+def test_masks_may_be_numbers():
+  ints = PRESENT.astype(np.int32)
+  np.testing.assert_array_equal(
+    fuse.possible_subsets(jnp.array(ints)), fuse.possible_subsets(jnp.array(PRESENT))
+  )
+  keys = jax.random.split(jax.random.key(0), 4)
+  part = jnp.array([[1, 0, 0, 0]] * 3)
+  for of in (
+    lambda m, p: fuse.random_subset(keys, m),
+    lambda m, p: fuse.random_expert(keys, m),
+    lambda m, p: fuse.stand_ins(p, m, "abc"),
+    lambda m, p: fuse.beside(p, m),
+  ):
+    np.testing.assert_array_equal(
+      of(jnp.array(ints), part), of(jnp.array(PRESENT), part.astype(bool))
+    )
+
+
+@pytest.mark.parametrize("precision", [0.0, 1.0, 2.0])
+def test_given_nothing_a_mixture_of_products_is_what_it_draws_from(precision):
+  q = posteriors.mixture_of_products(precision)
+  means, logvars, mask = (
+    jnp.ones((2, 1, 1)),
+    jnp.zeros((2, 1, 1)),
+    jnp.zeros((2, 1), bool),
+  )
+  many = jax.vmap(lambda k: q.sample(k[None], means, logvars, mask)[0, 0])
+  scale = float(many(jax.random.split(jax.random.key(0), 4000)).std())
+  assert scale == pytest.approx((precision or 1.0) ** -0.5, rel=0.05)
+  got = q.log_prob(jnp.full((1, 1), 0.5), means, logvars, mask)[0]
+  want = stats.norm.logpdf(0.5, scale=(precision or 1.0) ** -0.5)
+  assert float(got) == pytest.approx(want, rel=1e-5)
+
+
 def test_mmvae_plus_of_many_samples_is_log_p_where_the_private_priors_are_the_prior():
   how = {"private": 0.7, "estimator": "iwae", "looser": False, "samples": 20_000}
   got = moments(linear_pass("mmvae_plus", MEANS, LOGVARS, X, PRESENT, copies=8, **how))

@@ -137,6 +137,17 @@ def test_examples_without_their_label_are_not_asked():
   np.testing.assert_array_equal(some.right("digit"), want.right("digit"))
 
 
+def test_a_split_without_any_label_gives_no_entries():
+  c, params = trained()
+  data, said = examples(), []
+  bare = dataclasses.replace(data, labels={"digit": np.full(20, -1, np.int32)})
+  measure = recognise.make_measure(c, MODALITIES)
+  assert measure(params, bare, np.arange(20), bare, say=said.append) == []
+  found = measure(params, data, np.arange(20), bare, say=said.append)
+  names = {e["metric"] for e in found}
+  assert "accuracy/digit" in names and "temperature/digit" not in names
+
+
 def test_every_entry_names_what_its_inputs_suffered():
   c, params = trained()
   data, protocols = examples(), []

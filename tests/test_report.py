@@ -251,6 +251,19 @@ def test_how_many_samples_can_be_read_is_told_beside_the_judge_itself(tmp_path):
   text = parse(report.write(tmp_path).read_text()).text
   told = r"→ image.*how many can be read\W*75.0.*judge itself\W*99.90"
   assert re.search(told, text, re.DOTALL)
+  unasked = {"judge": {"name": "j", "sha256": "ab"}}  # no example has all labels
+  records.write(tmp_path, 20, [record("readable", 0.75, [], "image", **unasked)])
+  text = parse(report.write(tmp_path).read_text()).text
+  assert re.search(r"how many can be read\W*75.0.*judge itself\W*–", text, re.DOTALL)
+
+
+def test_what_is_of_training_data_is_no_headline(tmp_path, capsys):
+  of = {"data": {"name": "cats", "split": "train", "count": 9, "fingerprint": "f"}}
+  rows = [record("loss/elbo", 9.0), record("loss/elbo", 1.0, **of)]
+  records.write(start(tmp_path, "gan"), 20, rows)
+  report.write(tmp_path)
+  said = capsys.readouterr().out
+  assert "9.0" in said and " 1.0" not in said
 
 
 def test_an_evaluation_without_records_says_what_would_give_some(tmp_path, capsys):

@@ -9,8 +9,10 @@ import pytest
 from tiny_models import BATCH, tiny
 
 from configs import common
+from mmgen_jax.data import modality
 from mmgen_jax.fusion import model as fuse
 from mmgen_jax.steps import STEPS
+from mmgen_jax.steps.inputs import make_augment
 
 FAMILIES = sorted(STEPS)
 
@@ -213,6 +215,16 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
   _, _, exact = one_update("fusion")
   assert all(x.dtype != jnp.bfloat16 for x in jax.tree.leaves(half.params))
   np.testing.assert_allclose(metrics["fusion/elbo"], exact["fusion/elbo"], rtol=0.05)
+
+
+def test_two_modalities_share_no_augmentation():
+  config, _, _ = tiny("fusion")
+  kinds = {name: modality.image(8, 8, 1) for name in "ab"}
+  config.augment = dict.fromkeys("ab", {"noise": 0.5})
+  x = jnp.zeros((2, 8, 8, 1))
+  keys = jax.random.split(jax.random.key(0), 2)
+  made = make_augment(config, kinds)(keys, {"a": x, "b": x})
+  assert not np.isclose(made["a"], made["b"]).all(axis=(1, 2, 3)).any()
 
 
 def test_what_does_not_fit_is_refused_by_name():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmgen_jax import comparison, sweep, trial, workers
+from mmgen_jax import checkpoint, comparison, sweep, trial, workers
 from mmgen_jax.loop import Stopped
 from mmgen_jax.metrics import judges
 from mmgen_jax.sweep import Trial
@@ -140,7 +140,8 @@ def test_trials_become_configs():
   c = sweep.resolve(first, trials)
   assert (c.seed, c.train_steps, c.save_steps, c.optim.decay_steps) == (2, 6, 6, 6)
   assert c.optim.learning_rate == 1.0
-  assert sweep.resolve(more, trials).train_steps == 8
+  c = sweep.resolve(more, trials)  # its cosine ends where it ends, not at update 2
+  assert (c.train_steps, c.optim.decay_steps) == (8, 8)
   assert sweep.resolve(soup, trials) == sweep.resolve(more, trials)
   with pytest.raises(ValueError, match="no field 'optim.rate'"):
     sweep.resolve(first._replace(overrides={"optim.rate": 1}), trials)
@@ -238,6 +239,20 @@ def test_a_merge_killed_before_its_config_is_done_again(tmp_path, monkeypatch):
   (folder / "config.json").touch()
   trial._merge(soup, None, tmp_path, None)
   assert len(merged) == 1
+
+
+def test_nothing_goes_on_from_what_is_damaged(tmp_path):
+  source = tmp_path / "a" / "checkpoints"
+  checkpoint.save(source, {"x": np.arange(5.0)}, 3)
+  trial._copy_last(tmp_path / "a", tmp_path / "b")
+  assert checkpoint.steps(tmp_path / "b" / "checkpoints") == [3]
+  largest = max(
+    (f for f in source.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size
+  )
+  largest.write_bytes(largest.read_bytes()[:-1])
+  with pytest.raises(ValueError, match="what it goes on from is damaged"):
+    trial._copy_last(tmp_path / "a", tmp_path / "c")
+  assert not (tmp_path / "c").exists()
 
 
 def test_the_study_of_sprites(tmp_path):

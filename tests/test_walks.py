@@ -33,6 +33,8 @@ def test_the_pictures_show_every_class_and_walk(tmp_path):
   examples = Examples("tiny", "test", one, labels, names, columns, "tiny")
   made = walks.grids(config, params, examples, 7, columns=4)
   assert sorted(made) == ["classes", "interpolation", "truncation"]
+  few = examples.first(2)  # fewer than samples in a row
+  assert sorted(walks.grids(config, params, few, 7, columns=4)) == sorted(made)
   paths = walks.write(tmp_path, made)
   assert sorted(path.name for path in paths) == sorted(f"{k}.png" for k in made)
   wide = made["classes"].width

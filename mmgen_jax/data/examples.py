@@ -70,10 +70,9 @@ class Column:
   def __getstate__(self):
     # A memory map goes to a loader's worker as a path: pickling it would copy the file.
     state = dict(self.__dict__)
-    if isinstance(self.values, np.memmap) and not isinstance(
-      self.values.base, np.ndarray
-    ):
-      v = self.values
+    v = self.values
+    whole = isinstance(v, np.memmap) and not isinstance(v.base, np.ndarray)
+    if whole and v.flags.c_contiguous:  # which is how it will be opened
       state["values"] = _MappedFile(str(v.filename), v.dtype.str, v.offset, v.shape)
     return state
 
@@ -161,6 +160,10 @@ class Examples:
     for name, column in self.columns.items():
       if column.present is not None:
         sizes[f"{name}.present"] = len(column.present)
+        if (dtype := np.asarray(column.present).dtype).kind != "b":
+          raise ValueError(f"{self.name}: {name}.present must be bool, got {dtype}")
+      if column.rows is not None:
+        _check_rows(f"{self.name}: {name}", column.rows, len(column.values))
       if column.shape != self.modalities[name].shape:
         raise ValueError(
           f"{self.name}: {name} is stored as {column.shape} per"
@@ -231,6 +234,16 @@ class Examples:
       self,
       modalities=select(self.modalities, names, self.name),
       columns=select(self.columns, names, self.name),
+    )
+
+
+def _check_rows(what: str, rows: np.ndarray, count: int) -> None:
+  """Raises ValueError unless these are numbers of `count` values."""
+  if not np.issubdtype(rows.dtype, np.integer):
+    raise ValueError(f"{what}.rows must be integers, got {rows.dtype}")
+  if rows.size and not 0 <= rows.min() <= rows.max() < count:
+    raise ValueError(
+      f"{what}.rows must be from 0 to {count - 1}, got {rows.min()} to {rows.max()}"
     )
 
 

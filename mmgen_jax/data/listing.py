@@ -185,6 +185,8 @@ def _check_columns(path: Path, columns: list[str]) -> list[str]:
   if not set(columns) & set(CELLS):
     raise ValueError(f"{path}: no column of {CELLS}; it has {columns}, comma-separated")
   for name in set(columns) - {*CELLS, "split"}:
+    if not name or "/" in name:  # metrics are called coherence/<label>
+      raise ValueError(f"{path}: column {name!r}: a name has letters and no '/'")
     meant = difflib.get_close_matches(name.lower(), [*CELLS, "split"], 1, 0.8)
     if meant:
       raise ValueError(f"{path}: unknown column {name!r}; did you mean {meant[0]!r}?")

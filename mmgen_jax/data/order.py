@@ -111,7 +111,7 @@ def missing_mask(
     if name in always:
       chance[:, column] = np.inf
     if present and name in present:
-      chance[~present[name], column] = -1.0
+      chance[~np.asarray(present[name], bool), column] = -1.0
   best = chance.max(axis=1, keepdims=True)
   if n and best.min() < 0:
     bare = int(np.argmin(best))

@@ -88,7 +88,7 @@ def all_subsets(m: int) -> Bool[Array, "k m"]:
 
 def possible_subsets(present: Bool[Array, "m b"]) -> Bool[Array, "k b"]:
   """Which of `all_subsets` are subsets of what an example has."""
-  absent = (~present).astype(jnp.float32)
+  absent = (~present.astype(bool)).astype(jnp.float32)
   return (
     jnp.einsum("km,mb->kb", all_subsets(len(present)).astype(jnp.float32), absent) == 0
   )
@@ -106,7 +106,7 @@ def random_subset(
   weight = -power * jnp.log(subsets.sum(1, keepdims=True))
   logits = jnp.where(possible_subsets(present), weight, -1e9).T
   choice = jax.vmap(jax.random.categorical)(keys, logits)
-  return subsets[choice].T & present
+  return subsets[choice].T & present.astype(bool)
 
 
 def stand_ins(
@@ -130,6 +130,7 @@ def stand_ins(
       cannot for a sound: their likelihoods are of other sizes.
   """
   alike = jnp.array([[a == b for b in kinds] for a in kinds], jnp.float32)
+  part, present = part.astype(bool), present.astype(bool)
   outside = present & ~part
   count = lambda which: alike @ which.astype(jnp.float32)
   wanted, there = count(~part), count(outside)
@@ -143,6 +144,7 @@ def beside(part: Bool[Array, "m b"], present: Bool[Array, "m b"]) -> Float[Array
   (Modalities outside the part) / (those of them that are there): 1 in a complete
   example, 0 where nothing is beside the part.
   """
+  part, present = part.astype(bool), present.astype(bool)
   there = (present & ~part).sum(0)
   return jnp.where(there > 0, (~part).sum(0) / jnp.maximum(there, 1), 0.0)
 
@@ -151,6 +153,7 @@ def random_expert(
   keys: Key[Array, "b"], present: Bool[Array, "m b"]
 ) -> Bool[Array, "m b"]:
   """One of each example's present modalities, any with equal chance, as a mask."""
+  present = present.astype(bool)
   logits = jnp.where(present, 0.0, -1e9).T
   choice = jax.vmap(jax.random.categorical)(keys, logits)
   return (jnp.arange(len(present))[:, None] == choice) & present

@@ -118,7 +118,8 @@ def mixture_of_products(prior_precision: float = 0.0) -> Posterior:
     given = fuse.all_subsets(len(mask))[:, :, None] & mask
     q = fuse.products(means, logvars, given, prior_precision=prior_precision)
     each = NORMAL.log_prob(z, *q).sum(-1)
-    none = NORMAL.log_prob(z, jnp.zeros(()), jnp.zeros(())).sum(-1)
+    broad = -jnp.log(prior_precision or 1.0)  # as `product_of_experts` has it
+    none = NORMAL.log_prob(z, jnp.zeros(()), broad).sum(-1)
     mixed = mixture_log_prob(each, fuse.possible_subsets(mask))
     return jnp.where(mask.any(0), mixed, none)
 

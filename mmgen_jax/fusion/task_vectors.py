@@ -4,7 +4,7 @@ A task vector is what fine-tuning added: theta_i - base (Ilharco et al., "Editin
 with Task Arithmetic", 2023, https://arxiv.org/abs/2212.04089).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,16 @@ def task_arithmetic(
     base: what all were fine-tuned from; ingredient 0 in messages.
     trees: the networks.
     scales: one for all, one for each, or either by path; to be chosen on held-out data.
+
+  Raises:
+    ValueError: for another number of scales, or if the trees are unlike or not finite.
   """
   check_alike([base, *trees])
+  for some in scales.values() if isinstance(scales, Mapping) else [scales]:
+    if jnp.asarray(some).shape not in ((), (len(trees),)):
+      raise ValueError(
+        f"scales must be one, or one for each of {len(trees)}, got {some}"
+      )
   return merge_leaves(_add_task_vectors, [base, *trees], scales)  # pyright: ignore[reportArgumentType]
 
 

@@ -52,6 +52,11 @@ class ByChannel:
     classes = read[LABEL].reshape(n, c).T
     return features.reshape(n, -1), dict(zip(self.labels, classes, strict=True))
 
+  @property
+  def classes(self) -> int:
+    """Of `probabilities`: the modes."""
+    return self.single.classes ** len(self.labels)
+
   def probabilities(
     self, features: Float[np.ndarray, "n d"]
   ) -> Float[np.ndarray, "n k"]:

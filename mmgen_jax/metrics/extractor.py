@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import secrets
 import shutil
 import time
@@ -94,6 +95,11 @@ class Extractor:
       read.append({k: v[: len(part)] for k, v in labels.items()})
     together = {k: np.concatenate([r[k] for r in read]) for k, _ in self.labels}
     return np.concatenate(features), together
+
+  @property
+  def classes(self) -> int:
+    """Of `probabilities`: the combinations of labels."""
+    return math.prod(count for _, count in self.labels)
 
   def probabilities(
     self, features: Float[np.ndarray, "n d"]

@@ -77,6 +77,11 @@ class Reader(Protocol):
     self, values: np.ndarray, /
   ) -> tuple[np.ndarray, Mapping[str, np.ndarray]]: ...
 
+  @property
+  def classes(self) -> int:
+    """How many `probabilities` are of; combinations of labels may be very many."""
+    ...
+
   def probabilities(self, features: np.ndarray, /) -> np.ndarray:
     """The distribution [n, k] over its classes, from features."""
     ...

@@ -150,9 +150,13 @@ def table(
   """`Bounds` [n] of every subset of modalities, of a config's model.
 
   Raises:
-    ValueError: as `make_bounds`.
+    ValueError: as `make_bounds`; for a subset of other modalities, or that is a string.
   """
   modalities, names = examples.modalities, sorted(examples.modalities)
+  subsets = list(subsets)
+  for subset in subsets:
+    if isinstance(subset, str) or not set(subset) <= set(names):
+      raise ValueError(f"subsets are tuples of {names}, got {subset!r}")
   bounds = make_bounds(config, modalities, samples=samples, chunk=chunk)
   indices, parts = np.asarray(indices), {subset: [] for subset in subsets}
   for first in range(0, len(indices), batch_size):

@@ -60,6 +60,12 @@ class Pretrained:
     """Features of stored images, grey or RGB; it reads no labels of ours."""
     return self.read(values)[0], {}
 
+  @property
+  def classes(self) -> int:
+    """Of `probabilities`."""
+    head = "fc" if isinstance(self.module, inception.Inception) else "logits"
+    return self.params[head]["kernel"].shape[-1]
+
   def probabilities(
     self, features: Float[np.ndarray, "n d"]
   ) -> Float[np.ndarray, "n k"]:

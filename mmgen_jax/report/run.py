@@ -130,10 +130,11 @@ def headline(run: Run) -> list[tuple[str, records.Record]]:
   nothing was read from samples: distances and losses, else the first records.
   """
   out, means = [], []
-  for r in run.records:
-    split = "" if r["data"]["split"] in ("test", "validation") else r["data"]["split"]
-    if split == "train":
-      continue
+  main = run.records[0]["data"]["split"] if run.records else ""
+  shown = lambda split: split == main or split.startswith("test_")
+  found = [r for r in run.records if shown(r["data"]["split"])]
+  for r in found:
+    split = "" if r["data"]["split"] == main else r["data"]["split"]
     never = "seen" if split == "test_combinations" else "heard"
     suffix = f" ({split.removeprefix('test_').rstrip('s')}s never {never})"
     suffix = suffix if split else ""
@@ -154,9 +155,9 @@ def headline(run: Run) -> list[tuple[str, records.Record]]:
     out = [(what, r) for what, r in out if r["metric"] != "coherence/strict"] + means
   if not out:
     for metric in ("frechet", "kid", "reconstruction/mse", "loss/elbo"):
-      found = [r for r in run.records if r["metric"] == metric]
-      out += [(name_of(r), r) for r in found[:2]]
-  return out or [(name_of(r), r) for r in run.records[:4]]
+      of = [r for r in found if (r["metric"], r["data"]["split"]) == (metric, main)]
+      out += [(name_of(r), r) for r in of[:2]]
+  return out or [(name_of(r), r) for r in found[:4]]
 
 
 def nothing(run: Run) -> str:

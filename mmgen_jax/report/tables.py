@@ -35,9 +35,12 @@ def scores(run: Run) -> str:
   return page.section("scores", "Scores", *parts, lead=esc(lead))
 
 
+NOTHING = '<span class="faint">–</span>'
+
+
 def _cell(r: Record | None):
   if r is None:
-    return '<span class="faint">–</span>'
+    return NOTHING
   text = f"{value(r)}<small>{esc(interval(r))}</small>"
   if r["metric"].startswith(("coherence/", "joint_coherence/", "readable")):
     return text, 0.28 * (r["value"] or 0.0) ** 2
@@ -107,6 +110,8 @@ def _likelihoods(found: Sequence[Record]) -> str:
 
 def _own(found: Sequence[Record], target: str) -> str:
   judge = next(r["judge"] for r in found if r["target"] == target)
+  if "accuracy" not in judge:  # no held-out example has all its labels
+    return NOTHING
   accuracy, count = judge["accuracy"], judge["accuracy_count"]
   return f"{100 * accuracy:.2f}<small>n = {count:,}</small>"
 

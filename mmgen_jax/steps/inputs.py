@@ -49,10 +49,10 @@ def blank_missing(
 
   So that not even a NaN in a missing modality can reach a gradient.
   """
-  mask = jnp.stack([batch["mask"][name] for name in sorted(modalities)])
+  mask = jnp.stack([batch["mask"][name].astype(bool) for name in sorted(modalities)])
   values = {}
   for name in modalities:
-    x, has = batch[name], batch["mask"][name]
+    x, has = batch[name], batch["mask"][name].astype(bool)
     values[name] = jnp.where(has.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
   return values, mask
 
@@ -60,7 +60,8 @@ def blank_missing(
 def make_augment(config, modalities: Mapping[str, Modality]):
   """`augment(keys, values) -> values`: what encoders see in training.
 
-  `config.augment` is {modality: {field of `Augmentation`: value}}.
+  `config.augment` is {modality: {field of `Augmentation`: value}}. Each modality is
+  changed by numbers of its own: a shift that two share would tell that they are a pair.
 
   Raises:
     ValueError: for a modality that is unknown or text, or a field that there is not.
@@ -76,9 +77,9 @@ def make_augment(config, modalities: Mapping[str, Modality]):
 
   def augment_values(keys, values):
     changed = {}
-    for name, how in hows.items():
+    for i, (name, how) in enumerate(sorted(hows.items())):
       grid = as_grid(modalities[name], values[name])
-      one = lambda key, x, how=how: augment(key, x, how)
+      one = lambda key, x, i=i, how=how: augment(jax.random.fold_in(key, i), x, how)
       changed[name] = jax.vmap(one)(keys, grid).reshape(values[name].shape)
     return {**values, **changed}
 
