@@ -5,7 +5,7 @@ by layer; the numbers of parameters must be equal) and batch. Quality: coherence
 the same training time, compilation included in ours; of theirs, of our MoPoE, and of our
 own posterior. All are judged by the same classifiers.
 
-  pip install multivae==1.0.3 torch==2.13.0    # for this benchmark only
+  pip install multivae==1.0.3 torch==2.14.1    # for this benchmark only
   python benchmarks/multivae_compare.py --data_dir=DIR --secs=600 [--batch_size=256]
       [--peer_python=PATH] [--out=DIR]
 

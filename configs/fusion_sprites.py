@@ -18,7 +18,7 @@ everything, for accelerators); posteriors `:ours` (the default), `:mvae`, `:mmva
 
 Published at level 5, 64 px, all attributes right, caption to image / image to caption /
 joint: 0 / 0 / 0 by MVAE, MMVAE, MoPoE and DMVAE. Expected at 32 px: .99 / .99 / .98 of
-ours, after 14 minutes on one CPU core; .89 / .97 / .06 of MMVAE. At 64 px: .97 / .99 /
+ours, after 14 minutes on one CPU core; .90 / .95 / .07 of MMVAE. At 64 px: .97 / .99 /
 .95 of ours, after 51.
 """
 

@@ -26,7 +26,7 @@ Frechet distances in features of the judges.
 Published on PolyMNIST, coherence for 1 to 4 inputs: MVAE .29 .42 .48 .52, MMVAE .71 at
 each, mmJSD .69 .57 .64 .67, MoPoE .63 .75 .79 .81, MVTCAE .59 .77 .83 .86 (as in Hwang
 et al., 2021); MMVAE+ .87 for one (Palumbo et al., 2023); joint at best .34. Expected of
-ours: .95 .98 .99 .98, joint .82 to .87, after some 21 minutes on one CPU core; with
+ours: .95 .98 .99 .98, joint .82 to .87, after 25 to 40 minutes on one CPU core; with
 `:missing --config.batch_size=64` .94 .97 .98 .99, joint .89, after 45.
 """
 

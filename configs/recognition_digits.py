@@ -1,6 +1,6 @@
 """Which digit is it? A degraded image, a noisy voice never heard, and their fusion.
 
-MNIST images of low contrast, half covered and with noise; spoken digits in noise. One of
+MNIST images of half the contrast, a fifth hidden, with noise; spoken digits in noise. One of
 the six speakers is never heard in training. Every layer of `mmgen_jax.fusion.feature`:
 
   export MMGEN_DATA_DIR=...   # holds MNIST, prepared by TFDS (see the README)

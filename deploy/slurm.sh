@@ -3,6 +3,10 @@
 #
 #   CONFIG=configs/fusion_digits.py WORKDIR=/shared/runs/digits sbatch deploy/slurm.sh
 #
+# Before: .venv/bin/pip install -c constraints.txt -e '.[cuda]'; export MMGEN_DATA_DIR, and
+# MMGEN_RAW_AUDIO where the config asks for it. The config's batch must divide over all
+# GPUs: add --config.batch_size=N after the script's name where it does not.
+#
 # Run it from the repository; VENV (default .venv) and both paths must be visible on all
 # nodes. One task per GPU: JAX then gives each process the GPU of its local rank.
 #SBATCH --job-name=mmgen

@@ -5,11 +5,12 @@
 #   deploy/tpu_vm.sh NAME ZONE run --config=configs/quickstart.py --workdir=/mnt/runs/q
 #   deploy/tpu_vm.sh NAME ZONE stop      # SIGTERM: saves, then exits
 #
-# PROJECT names the Google Cloud project (default: gcloud's own). The workdir has to be a
-# folder that all hosts share: see deploy/README.md.
+# PROJECT names the Google Cloud project (default: gcloud's own), PYTHON a Python of 3.11
+# or later on the hosts (default: python3; install one where that is older). The workdir
+# has to be a folder that all hosts share: see deploy/README.md.
 set -euo pipefail
 if [[ $# -lt 3 ]]; then
-  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 name=$1 zone=$2 what=$3
@@ -27,7 +28,7 @@ case $what in
     gcloud compute tpus tpu-vm scp /tmp/mmgen_jax.tgz "$name":/tmp/ --zone="$zone" \
       ${PROJECT:+--project="$PROJECT"} --worker=all
     on_all_hosts 'mkdir -p ~/mmgen_jax && cd ~/mmgen_jax && tar xzf /tmp/mmgen_jax.tgz &&
-      python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[tpu]"'
+      '"${PYTHON:-python3}"' -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[tpu]"'
     ;;
   run)
     # Each host starts again by itself while that can help: a lost process (71, 134, 137)

@@ -225,6 +225,9 @@ def test_two_modalities_share_no_augmentation():
   keys = jax.random.split(jax.random.key(0), 2)
   made = make_augment(config, kinds)(keys, {"a": x, "b": x})
   assert not np.isclose(made["a"], made["b"]).all(axis=(1, 2, 3)).any()
+  del config.augment["a"]
+  alone = make_augment(config, {"b": kinds["b"]})(keys, {"b": x})
+  np.testing.assert_array_equal(alone["b"], made["b"])
 
 
 def test_what_does_not_fit_is_refused_by_name():

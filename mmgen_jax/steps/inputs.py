@@ -1,7 +1,9 @@
 """What every step does with a batch before its networks see it."""
 
 import dataclasses
+import zlib
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +62,9 @@ def blank_missing(
 def make_augment(config, modalities: Mapping[str, Modality]):
   """`augment(keys, values) -> values`: what encoders see in training.
 
-  `config.augment` is {modality: {field of `Augmentation`: value}}. Each modality is
-  changed by numbers of its own: a shift that two share would tell that they are a pair.
+  `config.augment` is {modality: {field of `Augmentation`: value}}. Random numbers are a
+  modality's own (a shift that two share would tell that they are a pair) and the same
+  whatever is beside it: they follow from its name.
 
   Raises:
     ValueError: for a modality that is unknown or text, or a field that there is not.
@@ -77,9 +80,10 @@ def make_augment(config, modalities: Mapping[str, Modality]):
 
   def augment_values(keys, values):
     changed = {}
-    for i, (name, how) in enumerate(sorted(hows.items())):
+    for name, how in hows.items():
       grid = as_grid(modalities[name], values[name])
-      one = lambda key, x, i=i, how=how: augment(jax.random.fold_in(key, i), x, how)
+      own = partial(jax.random.fold_in, data=zlib.crc32(name.encode()))
+      one = lambda key, x, own=own, how=how: augment(own(key), x, how)
       changed[name] = jax.vmap(one)(keys, grid).reshape(values[name].shape)
     return {**values, **changed}
 
