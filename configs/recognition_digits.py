@@ -1,7 +1,8 @@
 """Which digit is it? A degraded image, a noisy voice never heard, and their fusion.
 
-MNIST images of half the contrast, a fifth hidden, with noise; spoken digits in noise. One of
-the six speakers is never heard in training. Every layer of `mmgen_jax.fusion.feature`:
+MNIST images of half the contrast, a fifth hidden, with noise; spoken digits in noise.
+One of the six speakers is never heard in training. Every layer of
+`mmgen_jax.fusion.feature`:
 
   export MMGEN_DATA_DIR=...   # holds MNIST, prepared by TFDS (see the README)
   export MMGEN_RAW_AUDIO=...  # the Free Spoken Digit Dataset, zip or folder

@@ -9,8 +9,9 @@
   python launch.py --mode=compare --workers=2 --config=configs/study_fusion.py:folder=D \
     --workdir=runs/mine
 
-Three seeds of each method, 48 short runs of small nets; with `:long` about half an hour a
-data set on two CPU cores. Of sprites one combination of attributes in five is never trained on.
+Three seeds of each method, 48 short runs of small nets; with `:long` about half an hour
+a data set on two CPU cores. Of sprites one combination of attributes in five is never
+trained on.
 
 | method | networks | weights |
 |---|---|---|

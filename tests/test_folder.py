@@ -18,6 +18,7 @@ from mmgen_jax import config, data, loop
 from mmgen_jax.data import feeds, folder, listing, modality, pixels, waves
 from mmgen_jax.steps import STEPS
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 ROWS = 12
 
 
@@ -244,6 +245,19 @@ def test_a_bad_row_is_named_with_file_and_line(own, tmp_path, case):
   assert "\n" not in str(error.value)
 
 
+def test_the_listing_that_the_docs_show_is_sound(tmp_path):
+  page = (CONFIGS.parent / "docs" / "own_data.md").read_text(encoding="utf-8")
+  text = page.split("```csv\n")[1].split("```")[0]
+  for row in csv.DictReader(text.splitlines()):
+    for name in filter(None, (row["image"], row["audio"])):
+      (tmp_path / name).parent.mkdir(exist_ok=True)
+      (tmp_path / name).touch()
+  (tmp_path / "listing.csv").write_text(text)
+  about = data.spec("folder", folder=str(tmp_path))
+  assert set(about.modalities) == {"image", "caption", "audio"}
+  assert about.label_names == {"kind": ("bell", "bicycle")}
+
+
 TEXTS = {
   "empty": ("list.csv", "", "lists nothing"),
   "only a header": ("list.csv", "image,caption\n", "lists nothing"),
@@ -276,9 +290,6 @@ def test_a_bad_listing_is_named(tmp_path, case):
   with pytest.raises(ValueError, match=message) as error:
     data.spec("folder", folder=str(tmp_path))
   assert str(tmp_path / name) in str(error.value)
-
-
-CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.mark.parametrize(
