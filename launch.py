@@ -18,6 +18,7 @@ import itertools
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -168,6 +169,18 @@ def fuse() -> None:
   print(f"{FLAGS.workdir}: {record['method']} of {len(record['ingredients'])}")
 
 
+def worker_command(path, overrides, workdir, data_dir, index: int) -> list[str]:
+  """What does one run of a sweep, in a process of its own."""
+  changes = [f"--config.{name}={value}" for name, value in overrides.items()]
+  command = [sys.executable, __file__, "--mode=compare", f"--config={path}", *changes]
+  return [
+    *command,
+    f"--workdir={workdir}",
+    f"--data_dir={data_dir}",
+    f"--index={index}",
+  ]
+
+
 def compare() -> None:
   """Runs a sweep to its end, or one run of it, and writes the page."""
   from mmgen_jax import checkpoint, process, report, sweep
@@ -208,10 +221,7 @@ def compare() -> None:
   if FLAGS.workers:
     from mmgen_jax import workers
 
-    command = [sys.executable, __file__, "--mode=compare", f"--config={path}"]
-    command += [f"--config.{n}={v}" for n, v in overrides.items()]
-    command += [f"--workdir={workdir}", f"--data_dir={data_dir}"]
-    do = lambda i: [*command, f"--index={i}"]
+    do = partial(worker_command, path, overrides, workdir, data_dir)
     workers.run_all(trials, workdir, do, workers=FLAGS.workers, say=say)
   print(report.compare.write(trials, workdir, FLAGS.budget_minutes))
 

@@ -8,7 +8,7 @@ https://arxiv.org/abs/1711.00937; code book by moving averages, dead codes reviv
   python launch.py --config=configs/pixelcnn_mnist.py:codes --workdir=runs/vq_prior \
       --config.initial.vae=runs/vq --config.initial.codebook=runs/vq
 
-The second is a prior over the codes, which samples and gives bits per dimension.
+The second is a prior over the codes, which samples and gives bits per code.
 
 Variants: `:fsq` (Mentzer et al., 2023, https://arxiv.org/abs/2309.15505; levels 8, 5,
 5); `:vqgan` (Esser et al., 2021, https://arxiv.org/abs/2012.09841: a discriminator that

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmgen_jax import config as config_lib
 from mmgen_jax import fuse, manifest
 from mmgen_jax.provenance import write_atomically
 from mmgen_jax.state import State
@@ -22,7 +23,8 @@ def fill(state: State, config, workdir) -> State:
   What they are is written to <workdir>/initial.json: source, step, digest.
 
   Raises:
-    ValueError: if a network is not in the state or the other run, or differs in shape.
+    ValueError: if a network is not in the state or the other run, or differs in shape;
+      if `config.coder` is not the config of the coder.
     FileNotFoundError: if there is no sound checkpoint.
   """
   sources = config.get("initial", {})
@@ -37,6 +39,8 @@ def fill(state: State, config, workdir) -> State:
         f"initial.{network} is empty: --config.initial.{network}=WORKDIR"
       )
     found = fuse.load(source)
+    if "coder" in config:
+      _check_coder(config.coder, found)
     params[network] = like(params[network], found.arrays, network, source)
     if network in ema:
       ema[network] = params[network]
@@ -46,6 +50,23 @@ def fill(state: State, config, workdir) -> State:
     text = json.dumps(told, indent=2, sort_keys=True)
     write_atomically(Path(workdir) / "initial.json", text)
   return state.replace(params=params, ema=ema)
+
+
+def _check_coder(coder, found: fuse.Ingredient) -> None:
+  """ValueError if a coder's model is not said to be what was trained.
+
+  Scales and levels have no shape that would tell.
+  """
+  if found.config is None:
+    return
+  trained = json.loads(found.config)["model"]
+  said = json.loads(config_lib.to_json(coder))["model"]
+  for field in sorted({*said, *trained} - {"disc_widths"}):
+    if said.get(field) != trained.get(field):
+      raise ValueError(
+        f"coder.model.{field} is {said.get(field)}; {found.source} was trained with"
+        f" {trained.get(field)}"
+      )
 
 
 def like(tree, arrays, network: str, source: str) -> Any:

@@ -93,6 +93,9 @@ def use_entries(codes: Codes) -> list[Entry]:
   ]
 
 
+NEIGHBOURS = 5
+
+
 def probe_entries(train: Codes, labels, test: Codes, test_labels) -> list[Entry]:
   """Accuracy of a linear probe and of five neighbours, by label."""
   out = []
@@ -104,11 +107,11 @@ def probe_entries(train: Codes, labels, test: Codes, test_labels) -> list[Entry]
     data = train.mean[known], values[known], test.mean[asked]
     truth, n = test_labels[name][asked], int(asked.sum())
     how = {"target": name, "learned_from": int(known.sum())}
-    probes = (
-      ("linear_probe", representation.linear_probe(*data)),
-      ("neighbours", representation.nearest_neighbours(*data)),
-    )
-    for metric, read in probes:
+    probes = {"linear_probe": representation.linear_probe(*data)}
+    if known.sum() >= NEIGHBOURS:
+      near = representation.nearest_neighbours(*data, neighbours=NEIGHBOURS)
+      probes["neighbours"] = near
+    for metric, read in probes.items():
       right = (read == truth).mean()
       out.append(_entry(f"latents/{metric}", right, n, **how))
   return out

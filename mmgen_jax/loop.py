@@ -96,7 +96,20 @@ def check_labels(config, examples: Examples) -> None:
 
 
 def check_count(config, examples: Examples) -> None:
-  """Raises ValueError if `loss.examples` (of beta-TC) is not how many there are."""
+  """Raises ValueError if an objective over all data is of others than there are.
+
+  `loss.examples` (of beta-TC) must be how many there are; beta-TC and FactorVAE take
+  examples that all have the modality.
+  """
+  if config.get("loss", {}).get("objective") in ("tc", "factor"):
+    name = config.model.modality
+    lacking = int((~examples.present[name]).sum())
+    if lacking:
+      raise ValueError(
+        f"loss.objective {config.loss.objective!r} takes data with nothing missing;"
+        f" {lacking} of {len(examples)} examples of {examples.name}/{examples.split}"
+        f" have no {name}"
+      )
   said = config.get("loss", {}).get("examples", len(examples))
   if said != len(examples):
     raise ValueError(

@@ -50,6 +50,8 @@ def _number(labels: Mapping[str, np.ndarray], names) -> np.ndarray | None:
   """One integer per example, equal where all of the labels are, and known (not -1)."""
   if not names:
     return None
+  if unknown := sorted(set(names) - set(labels)):
+    raise ValueError(f"eval.same names {unknown[0]!r}; labels are {sorted(labels)}")
   rows = np.stack([labels[name] for name in names], axis=1)
   number = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
   return np.where((rows < 0).any(1), len(rows) + np.arange(len(rows)), number)

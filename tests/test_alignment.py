@@ -199,6 +199,13 @@ def test_measured_entries_leave_out_what_is_missing():
   want = np.median(retrieval.expected_rank(scores, same))
   assert find("median_rank_label", "image", "sound")["value"] == want
   assert find("recall_at_1", "word", "image")["samples"] == n
+  config.eval.same = ("figure",)
+  with pytest.raises(
+    ValueError, match=r"eval.same names 'figure'; labels are .'digit'"
+  ):
+    retrieve.make_measure(config, modalities)(
+      params, data, np.arange(n), data, say=lambda message: None
+    )
 
 
 def test_examples_mean_the_same_only_where_all_labels_are_known_and_equal():

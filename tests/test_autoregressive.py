@@ -10,6 +10,7 @@ import pytest
 from tiny_models import tiny
 
 from mmgen_jax import checkpoint, initial, manifest
+from mmgen_jax import config as config_lib
 from mmgen_jax.steps import autoregressive, vq
 
 KEY = jax.random.key(0)
@@ -52,6 +53,15 @@ def test_a_prior_over_codes_learns_and_leaves_its_coder_alone(tmp_path):
   config.initial = {n: str(tmp_path / "coder") for n in ("vae", "codebook")}
   state = autoregressive.init(KEY, config, modalities)
   state = initial.fill(state, config, tmp_path)
+  trained = config_lib.to_json(config.coder)
+  (tmp_path / "coder" / "config.json").write_text(trained)
+  initial.fill(state, config, tmp_path)
+  config.coder.model.scales.image = 0.5  # which no shape tells
+  with pytest.raises(
+    ValueError, match=r"coder.model.scales is .*0.5.*trained with .*1.0"
+  ):
+    initial.fill(state, config, tmp_path)
+  config.coder = config_lib.from_json(trained)
   told = json.loads((tmp_path / "initial.json").read_text())
   assert told["vae"]["step"] == 3
   assert told["codebook"]["digest"] == manifest.digest(coder.ema["codebook"])

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import special
 from scipy.optimize import minimize
 
 from mmgen_jax.metrics import disentanglement as dis
@@ -142,6 +143,11 @@ def test_logistic_regression_is_scipys_minimum():
   got = shared_factor.logistic_regression(x, y, 3)
   assert loss(got.ravel()) <= best.fun + 1e-5
   np.testing.assert_allclose(got[:2], best.x.reshape(3, 3)[:2], atol=1e-3)
+  wide = rng.normal(size=(60, 400))  # in blocks of 27 rows
+  got = shared_factor.logistic_regression(wide, y, 3)
+  p = special.softmax(wide @ got[:-1] + got[-1], axis=1)
+  slope = wide.T @ (p - np.eye(3)[y]) + got[:-1]
+  assert abs(slope).max() < 1e-6
 
 
 def test_a_stump_is_the_best_split_by_brute_force():

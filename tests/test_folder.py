@@ -348,6 +348,16 @@ def test_the_quickstart_takes_a_folder(own, tmp_path):
   assert config.load(f"{quickstart}:folder={tmp_path / 'told'}").loss.adversarial == ()
 
 
+def test_sounds_whose_form_would_leave_parts_out_are_refused(own):
+  of = lambda **form: data.spec("folder", folder=str(own), **form)
+  assert of(seconds=2.0).modalities["audio"].shape == (32, 32)
+  with pytest.raises(ValueError, match="32000 samples in 32 frames.* takes 63 frames"):
+    of(seconds=4.0)
+  of(seconds=4.0, frames=63)
+  with pytest.raises(ValueError, match="128 mels at 44100 Hz: 9 of them"):
+    of(seconds=1.0, sample_rate_hz=44100, frames=128, mels=128)
+
+
 def test_no_folder_no_listing_too_many(tmp_path):
   with pytest.raises(ValueError, match="there is no folder"):
     data.spec("folder", folder=str(tmp_path / "none"))

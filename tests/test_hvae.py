@@ -178,6 +178,15 @@ def test_what_does_not_fit_is_refused():
   config.model.modality = "word"
   with pytest.raises(ValueError, match="'word' is text"):
     hvae.build(config, modalities)
+  for stages in (((4, 1, 2, 8, 4), (4, 1, 2, 8, 4)), ((2, 1, 0, 8, 4),)):
+    config, modalities, _ = case()
+    config.model.stages = stages
+    with pytest.raises(ValueError, match="sides that grow, one with latents at least"):
+      hvae.build(config, modalities)
+  config, modalities, _ = case(binarise=True)
+  config.model.likelihood = "gaussian"
+  with pytest.raises(ValueError, match="binarise is for a 'bernoulli' likelihood"):
+    hvae.build(config, modalities)
   config, modalities, _ = case()
   config.model.patch = 2
   with pytest.raises(ValueError, match="the finest stage has side 1"):

@@ -1,6 +1,7 @@
 """Scores of latents, traversals and fitted samplers, on a model that fits in a test."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,15 @@ def test_rows_without_a_picture_or_a_label_do_not_count(trained, tmp_path):
     sampler(params, x, np.arange(len(x)), 0).losses["elbo"] for x in (gaps[1], whole[1])
   ]
   np.testing.assert_array_equal(losses[0], losses[1][np.arange(90) % 3 > 0])
+
+
+def test_a_probe_of_few_labels_has_no_neighbours():
+  rng = np.random.default_rng(0)
+  codes = SimpleNamespace(mean=rng.normal(size=(9, 2)))
+  labels = {"bar": np.where(np.arange(9) < 4, np.arange(9) % 2, -1)}
+  found = latent_scores.probe_entries(codes, labels, codes, labels)
+  assert [e["metric"] for e in found] == ["latents/linear_probe"]
+  assert found[0]["learned_from"] == 4
 
 
 def test_codes_do_not_depend_on_the_batch(trained):

@@ -189,6 +189,25 @@ def error_from(raiser):
   return caught.value
 
 
+def test_a_sweeps_runs_get_the_overrides(tmp_path):
+  code = (
+    "import launch; print(*launch.worker_command('c.py:x', {'batch_size': 4,"
+    " 'optim.learning_rate': 0.1}, 'w', 'd', 3)[2:])"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  assert done.stdout.split() == [
+    "--mode=compare",
+    "--config=c.py:x",
+    "--config.batch_size=4",
+    "--config.optim.learning_rate=0.1",
+    "--workdir=w",
+    "--data_dir=d",
+    "--index=3",
+  ]
+
+
 def test_exit_codes():
   def ours():  # an error that this package raises
     checkpoint.local_directory("gs://x")
@@ -205,6 +224,20 @@ def test_exit_codes():
   }
   for code, error in errors.items():
     assert process.exit_code(error) == code
+  table = (ROOT / "deploy" / "README.md").read_text().split("## Ends")[1]
+  told = dict(re.findall(r"(?m)^\| (\d+) \| ([^|]+) \|", table))
+  for code, what in [
+    (process.BAD_INPUT, "bad input"),
+    (process.NON_FINITE, "a loss was not finite"),
+    (process.PEER_LOST, "another process"),
+    (process.SAVE_FAILED, "a disk is full"),
+    (process.STOPPED, "stopped by SIGTERM"),
+    (process.INTERRUPTED, "a second SIGINT"),
+  ]:
+    assert told[str(code)].startswith(what)
+  with pytest.raises(SystemExit) as ended:
+    process.exit_with(lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+  assert ended.value.code == process.INTERRUPTED
   assert process.one_line(ValueError("two\n  lines"), 2) == "two lines"
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 import tiny
 
 from mmgen_jax import checkpoint, log, loop, parallel, process, signals
+from mmgen_jax.data import order
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300  # seconds: machines that run tests can be very busy
@@ -119,6 +121,14 @@ def test_how_many_examples_a_loss_takes_for_all_is_checked():
   loop.check_count(tiny.config(loss={"examples": len(data)}), data)
   with pytest.raises(ValueError, match=rf"loss.examples is 7; .* has {len(data)}"):
     loop.check_count(tiny.config(loss={"examples": 7}), data)
+  image = dataclasses.replace(data.columns["image"], present=np.arange(len(data)) > 1)
+  gaps = dataclasses.replace(data, columns={**data.columns, "image": image})
+  of = {"loss": {"objective": "factor"}, "model": {"modality": "image"}}
+  loop.check_count(tiny.config(**of), data)
+  with pytest.raises(
+    ValueError, match="'factor' takes .* 2 of 50 examples .* no image"
+  ):
+    loop.check_count(tiny.config(**of), gaps)
 
 
 @pytest.mark.parametrize(
@@ -264,10 +274,40 @@ def test_nonfinite_rollback_tries_again_with_other_noise(tmp_path, capsys):
   assert [r["step"] for r in log.read_metrics(tmp_path / "a")] == [4, 8, 12, 16]
   assert run(tmp_path / "b", **changes)[0] == digest  # attempts are deterministic
   assert run(tmp_path / "c", train_steps=16)[0] != digest
+  shutil.rmtree(tmp_path / "b" / "checkpoints" / "16")  # killed after the roll-back
+  assert run(tmp_path / "b", **changes)[0] == digest  # and goes on with its noise
   with pytest.raises(loop.NonFiniteError, match="rolled back 2 times already"):
     run(tmp_path / "d", **changes, poison_attempts=9)
   # before there is a checkpoint, back to the start
   assert int(run(tmp_path / "e", **(changes | {"poison": 1}))[1].step) == 16
+
+
+def test_what_a_config_says_of_missing_data_is_what_training_misses():
+  examples = tiny.examples()
+  by_class = {"image": (0.0, 1.0), "other": 0.4}
+  cases = [
+    ({"missing_rate": 0.6}, 0.6),
+    ({"missing": {"image": 0.5}}, {"image": 0.5}),
+    (
+      {"missing": by_class, "missing_label": "y"},
+      order.rates_by_label(by_class, examples.labels["y"]),
+    ),
+  ]
+  for changes, rate in cases:
+    c = tiny.config()
+    with c.data.unlocked():
+      c.data.update({"missing_rate": 0.0, **changes})
+    feed = loop.make_feed(c, examples)
+    want = order.missing_mask(
+      (c.seed, 0), len(examples), sorted(examples.columns), rate
+    )
+    for name, mask in want.items():
+      np.testing.assert_array_equal(feed.data["mask"][name], mask)
+      assert 0 < mask.sum() < len(mask) or name == "other"
+    feed.close()
+  c.data.missing_label = "shape"
+  with pytest.raises(ValueError, match="data.missing_label is 'shape'; there are .'y'"):
+    loop.make_feed(c, examples)
 
 
 def test_hooks_and_logs(tmp_path):

@@ -78,6 +78,17 @@ def test_every_subset_is_within_a_hundredth_of_a_nat(posterior, samples):
   np.testing.assert_allclose(found[()].log_px, 0, atol=1e-5)  # of nothing
 
 
+def test_the_elbo_of_the_exact_posterior_is_log_p_at_every_draw():
+  lacking = batch()
+  lacking["mask"][NAMES[1]][2] = False
+  step = latents.eval_step(linear_latents(posteriors.product(1.0)), SHAPES)
+  terms = step({"vae": {}}, lacking, jax.random.key(5))
+  want = [exact_log_p(X, b, (0, 2) if b == 2 else (0, 1, 2)) for b in range(5)]
+  np.testing.assert_allclose(terms["elbo"], want, atol=2e-3)
+  logp = sum(terms[f"logp_{name}"] for name in NAMES)
+  np.testing.assert_allclose(logp - terms["kl"], terms["elbo"], atol=1e-3)
+
+
 def test_what_an_example_lacks_does_not_count():
   f = ml.make_log_likelihood(
     linear_latents(posteriors.product()), SHAPES, samples=4000, chunk=500

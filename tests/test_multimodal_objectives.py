@@ -226,6 +226,63 @@ def test_experts_have_no_order(name):
   assert abs(a.mean - b.mean) < 4 * np.hypot(a.error, b.error) + 1e-3
 
 
+ALL_OF_THEM = ["mvae", "mmvae", "mopoe", "mmjsd", "mvtcae", "mmvae_plus", "jmvae"]
+
+
+@pytest.mark.parametrize("name", ALL_OF_THEM)
+def test_weights_and_beta_multiply_their_terms(name):
+  of = lambda **how: linear_pass(
+    name, MEANS, LOGVARS, X, np.ones((3, 4), bool), copies=2, private=0.7, **how
+  )()
+  once, beta = of(), of(beta=2.0)
+  twice = of(beta=2.0, weights=dict.fromkeys(("00", "11", "22"), 2.0))
+  np.testing.assert_allclose(twice, 2 * once, rtol=1e-4, atol=1e-3)
+  assert (abs(beta - once) > 0.05).all()
+  one = of(weights={"11": 2.0}) - once  # that modality's terms once more
+  assert (abs(one) > 0.05).all() and not np.allclose(one, once, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ALL_OF_THEM)
+@pytest.mark.parametrize("density", ["normal", "laplace"])
+def test_gradients_are_those_of_the_value(name, density):
+  how = {"copies": 8, "private": 0.7}
+  if density == "laplace":
+    if not name.startswith("mmvae"):
+      pytest.skip("of mixtures of experts only")
+    how["density"] = density
+  present = PRESENT if name != "jmvae" else np.ones((3, 4), bool)
+
+  @jax.jit
+  def value(theta):
+    means, logvars, learned = theta
+    return linear_pass(name, means, logvars, X, present, learned=learned, **how)().sum()
+
+  theta = jnp.asarray(MEANS), jnp.asarray(LOGVARS), jnp.full(3, -0.4)
+  slopes = jax.grad(value)(theta)
+  for i, (x, slope) in enumerate(zip(theta, slopes, strict=True)):
+    if i == 2 and name != "mmvae_plus":
+      continue
+    toward, step = jnp.asarray(RNG.normal(size=x.shape), jnp.float32), 1e-2
+    at = lambda s, i=i, toward=toward: value(
+      tuple(v + s * toward if j == i else v for j, v in enumerate(theta))
+    )
+    want = float((at(step) - at(-step)) / (2 * step))
+    assert float((slope * toward).sum()) == pytest.approx(want, rel=0.02, abs=0.5)
+    assert abs(want) > 1.0  # says something
+
+
+@pytest.mark.parametrize("name", posteriors.DENSITIES)
+def test_draws_have_their_density(name):
+  density = posteriors.DENSITIES[name]
+  keys = jax.random.split(jax.random.key(0), 4000)
+  mean, logvar = jnp.full((4000, 1), 0.5), jnp.full((4000, 1), -1.2)
+  z = np.asarray(density.draw(keys, mean, logvar))[:, 0]
+  grid = np.linspace(-8, 8, 4001)
+  pdf = np.exp(np.asarray(density.log_prob(grid, 0.5, -1.2)))
+  cdf = lambda x: np.interp(x, grid, np.cumsum(pdf) * (grid[1] - grid[0]))
+  assert stats.kstest(z, cdf).pvalue > 1e-3
+
+
 def dreg_or_iwae(theta, noise, dreg, looser, beta=1.0, naive=False):
   """A bound on log p(x) of two experts in one dimension, by their parameters [2 2]."""
   stop = jax.lax.stop_gradient

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special, stats
 from tiny_models import tiny
 
 from mmgen_jax.data import modality
@@ -60,6 +61,80 @@ def test_any_mask_is_one_program_with_finite_gradients_and_no_leak(name):
   assert max(jax.tree.leaves(moved("encoders_b", "never"))) == 0
   incomplete = max(jax.tree.leaves(moved("decoders_a", "never")))
   assert incomplete == 0 if name == "jmvae" else incomplete > 0
+
+
+def by_hand(name, z, means, logvars, mask, joint, shared):
+  """Log q(z | what `mask` keeps) of one example."""
+  normal = lambda z, m, v: stats.norm(m, np.exp(v / 2)).logpdf(z).sum()
+  have = np.flatnonzero(mask)
+  own = slice(0, shared)
+  if name == "jmvae" and mask.all():
+    return normal(z, *joint)
+  if name in ("mvae", "mopoe", "mvtcae", "jmvae"):
+    t = np.exp(-logvars[have]).sum(0) + (name == "mvae" or not len(have))
+    return normal(z, (np.exp(-logvars[have]) * means[have]).sum(0) / t, -np.log(t))
+  each = [normal(z[own], means[m, own], logvars[m, own]) for m in have]
+  each = each or [normal(z[own], 0.0, 0.0)]
+  rest = 0.0
+  for j in range(shared, len(z)):  # a private latent is its modality's, or the prior's
+    m = int(np.flatnonzero(np.isfinite(logvars[:, j]))[0])
+    rest += normal(z[j], means[m, j], logvars[m, j]) if mask[m] else normal(z[j], 0, 0)
+  return special.logsumexp(each) - np.log(len(each)) + rest
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_evaluation_takes_for_q_is_each_posteriors_own(name):
+  config = small(name)
+  state = multimodal.init(jax.random.key(0), config, SMALL)
+  latents = multimodal.make_latents(config, SMALL)
+  mask = np.array([[0, 1, 1, 1], [0, 0, 0, 1], [0, 0, 1, 1]], bool)
+  values = {n: jnp.asarray(batch(ALL)[n]) for n in "abc"}
+  (means, logvars), _ = latents.encode(state.params, values)
+  rng = np.random.default_rng(1)  # networks at their start all say the same
+  means = rng.normal(size=means.shape).astype(np.float32)
+  logvars = np.where(np.isfinite(logvars), rng.normal(size=logvars.shape), np.inf)
+  b, size = means.shape[1:]
+  joint = tuple(rng.normal(size=(2, b, size)).astype(np.float32))
+  experts = (means, logvars.astype(np.float32)), joint if name == "jmvae" else None
+  z = rng.normal(size=(b, size)).astype(np.float32)
+  got = latents.log_q(state.params, experts, mask, z)
+  shared = config.model.latent
+  want = [
+    by_hand(
+      name, z[i], means[:, i], logvars[:, i], mask[:, i], [x[i] for x in joint], shared
+    )
+    for i in range(b)
+  ]
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_dreg_changes_the_gradient_of_the_encoders_only():
+  after, bounds = {}, {}
+  for estimator in ("iwae", "dreg"):
+    config = small("mmvae", estimator=estimator, samples=3)
+    state = multimodal.init(jax.random.key(0), config, SMALL)
+    step = jax.jit(multimodal.make_train_step(config, SMALL))
+    state, metrics = step(state, batch(MIXED), jax.random.key(1))
+    after[estimator], bounds[estimator] = (
+      state.params["vae"],
+      metrics["multimodal/bound"],
+    )
+  assert float(bounds["dreg"]) == pytest.approx(float(bounds["iwae"]), rel=1e-5)
+  start = multimodal.init(jax.random.key(0), config, SMALL).params["vae"]
+  for part in start:
+    moved, other = (
+      np.concatenate(
+        [
+          np.ravel(a - b)
+          for a, b in zip(
+            *map(jax.tree.leaves, (after[e][part], start[part])), strict=True
+          )
+        ]
+      )
+      for e in ("iwae", "dreg")
+    )
+    same = np.allclose(moved, other, rtol=1e-3, atol=1e-6 + 1e-3 * abs(moved).max())
+    assert same == part.startswith("decoders"), part
 
 
 def test_what_does_not_fit_is_refused():

@@ -89,6 +89,46 @@ def test_every_parameter_moves_within_three_updates(family):
   assert not [name for name in still if "'key']['bias']" not in name]
 
 
+@pytest.mark.parametrize(
+  ("family", "there"),
+  [
+    ("recognition", ("image", "word")),
+    ("alignment", ("image", "word")),
+    ("extension", ("image", "word")),
+    ("extension", ("sound",)),
+  ],
+)
+def test_blanks_teach_nothing(family, there):
+  def only(batch):
+    batch["mask"] = {n: jnp.full(BATCH, n in there) for n in batch["mask"]}
+    return batch
+
+  before, after, _ = one_update(family, only)
+  moved = {
+    jax.tree_util.keystr(path)
+    for (path, a), b in zip(
+      jax.tree_util.tree_leaves_with_path(before.params),
+      jax.tree.leaves(after.params),
+      strict=True,
+    )
+    if not np.array_equal(a, b)
+  }
+  assert not [name for name in moved if "sound" in name], moved
+  assert bool(moved) == (family != "extension")  # which learns from pairs only
+
+
+def test_the_terms_of_a_fusion_run_have_the_weights_of_the_config():
+  config, _, _ = tiny("fusion")
+  weights = {"beta": 2.0, "alignment": 3.0, "cross": 5.0, "adversarial_weight": 7.0}
+  config.loss.update(weights)
+  _, _, metrics = one_update("fusion", loss=config.loss.to_dict())
+  of = lambda name: float(metrics[f"fusion/{name}"])
+  want = 2 * of("kl") + 3 * of("alignment") - 5 * of("cross") + 7 * of("fool")
+  want -= sum(of(f"logp_{name}") for name in ("image", "sound", "word"))
+  assert of("loss") == pytest.approx(want, rel=1e-5)
+  assert min(abs(of(name)) for name in ("kl", "alignment", "cross", "fool")) > 1e-3
+
+
 @pytest.mark.parametrize("posterior", ["poe", "mopoe"])
 def test_of_a_modality_that_is_never_there_fusion_moves_nothing_else(posterior):
   def without_sound(batch):

@@ -218,6 +218,24 @@ def test_a_sweep_from_the_command_line(tmp_path, monkeypatch):
   assert (tmp_path / "compare.html").exists() and "compare.html" in done.stdout
 
 
+def test_budgets_of_a_method_are_rows_of_their_own(tmp_path):
+  trials = [
+    Trial("a", "c", budget=2),
+    Trial("a", "c", budget=4, seed=1),
+    Trial("b", "c"),
+  ]
+  methods = [run.method for run in sweep.read(trials, tmp_path)]
+  assert methods == ["a (2 updates)", "a (4 updates)", "b"]
+
+
+def test_training_takes_what_all_updates_take_at_the_pace_of_the_logged_ones():
+  times = {10: 5.0, 20: 6.0, 30: 7.0, 40: 508.0}  # the last after a pause of 500 s
+  lines = [{"step": s, "time": t} for s, t in times.items()]
+  assert trial._train_secs(lines[:3], 100) == pytest.approx(10.0)  # 2 s for 20
+  assert trial._train_secs(lines, 90) == pytest.approx(6.0)  # 2 s for 30, as it is said
+  assert trial._train_secs([], 90) == 0.0
+
+
 def test_only_what_failed_is_forgotten(tmp_path):
   trials = [Trial("a", "c"), Trial("b", "c"), Trial("new", "c")]
   for t in trials[:2]:

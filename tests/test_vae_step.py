@@ -225,6 +225,8 @@ def test_what_does_not_fit_is_refused():
   refused("'gaussian' likelihood, got 'bernoulli'", "elbo", {"learned_scale": True})
   for prior in ({"pseudo_inputs": 3}, {"flow_layers": 2, "flow_hidden": 4}):
     refused("must be 0", "capacity", prior)
+  refused("'tc' needs loss.examples", "elbo", loss={"objective": "tc"})
+  refused("needs model.disc_hidden", "elbo", loss={"objective": "factor", "gamma": 1.0})
   refused("nothing missing", "factor", data={"missing": {"image": 0.5}})
   for loss in ({"beta": 4.0}, {"warmup_steps": 9}):
     refused("they must be 1 and 0", "iwae", loss=loss)

@@ -165,6 +165,10 @@ def test_what_does_not_fit_is_refused():
   config.accumulate = 2
   with pytest.raises(ValueError, match="accumulate must be 1, got 2"):
     vq.make_train_step(config, modalities)
+  config, modalities, _ = case(**GAN)
+  del config.disc_optim
+  with pytest.raises(ValueError, match="gan_weight = 0.5 needs disc_optim, which this"):
+    vq.init(KEY, config, modalities)
   config, modalities, _ = case(perceptual_weight=3.0)
   with pytest.raises(ValueError, match=r"32 x 32 or more; image is image \(8, 8, 3\)"):
     vq.make_train_step(config, modalities)

@@ -88,11 +88,24 @@ class LinearVAE(NamedTuple):
 
 
 def linear_pass(
-  name, means, logvars, x, mask, *, copies=N, which=(0, 1, 2), private=0.0, **changes
+  name,
+  means,
+  logvars,
+  x,
+  mask,
+  *,
+  copies=N,
+  which=(0, 1, 2),
+  private=0.0,
+  learned=0.0,
+  **changes,
 ):
-  """A function -> the objective [b copies] of `copies` draws of each example."""
+  """A function -> the objective [b copies] of `copies` draws of each example.
+
+  `learned`: the log of the squared scale of private latents' own priors.
+  """
   config = common.defaults("multimodal")
-  config.loss.update(posterior=name, beta=1.0, weights={}, **changes)
+  config.loss.update({"posterior": name, "beta": 1.0, "weights": {}, **changes})
   b = mask.shape[1]
   many = lambda a: jnp.repeat(jnp.asarray(a), copies, axis=1)
   names = [f"{i}{m}" for i, m in enumerate(which)]  # sorted, whatever the order
@@ -101,7 +114,7 @@ def linear_pass(
   vae, params = LinearVAE(tuple(names)), {"vae": {}}
   if name == "mmvae_plus":  # one private latent each
     vae = vae._replace(size=Z + len(names), private=private)
-    params["private"] = {"logvar": jnp.zeros(len(names))}
+    params["private"] = {"logvar": learned + jnp.zeros(len(names))}
     own = jnp.eye(len(names), dtype=bool)[:, None]
     wide = lambda v: jnp.broadcast_to(v, (*means.shape[:2], len(names)))
     logvars = jnp.concatenate([logvars, wide(jnp.where(own, -1.0, jnp.inf))], -1)

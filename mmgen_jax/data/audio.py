@@ -28,8 +28,28 @@ def _windows(samples: int, frames: int, window: int):
   return starts, np.hanning(window + 1)[:-1].astype(np.float32)
 
 
+WINDOW = 512  # samples
+
+
+def check_form(
+  *, sample_rate_hz: int, samples: int, frames: int, mels: int, window: int = WINDOW
+) -> None:
+  """Raises ValueError if parts of a sound, or of its spectrum, would be in no value."""
+  if samples > frames * window:
+    raise ValueError(
+      f"{samples} samples in {frames} frames: a frame sees {window} samples, so it takes"
+      f" {-(-samples // window)} frames, shorter sounds, or a lower sample rate"
+    )
+  empty = ~mel_filters(mels, window // 2 + 1, sample_rate_hz).any(0)
+  if empty.any():
+    raise ValueError(
+      f"{mels} mels at {sample_rate_hz} Hz: {int(empty.sum())} of them lie between the"
+      f" frequencies of {window} samples and are always silent; take fewer"
+    )
+
+
 def log_mel(
-  wave: np.ndarray, *, sample_rate_hz: int, frames: int, mels: int, window: int = 512
+  wave: np.ndarray, *, sample_rate_hz: int, frames: int, mels: int, window: int = WINDOW
 ) -> np.ndarray:
   """Log-mel spectrograms, uint8 [n, frames, mels], of int16 waves [n, samples].
 
@@ -38,11 +58,13 @@ def log_mel(
   and 0 dB at 255.
 
   Raises:
-    ValueError: if `wave` is not int16 [n, samples].
+    ValueError: if `wave` is not int16 [n, samples], or see `check_form`.
   """
   if wave.dtype != np.int16 or wave.ndim != 2:
     raise ValueError(f"wave must be int16 [n, samples], got {wave.dtype} {wave.shape}")
   n, samples = wave.shape
+  form = {"sample_rate_hz": sample_rate_hz, "frames": frames, "mels": mels}
+  check_form(**form, samples=samples, window=window)
   starts, hann = _windows(samples, frames, window)
   padded = np.pad(wave, ((0, 0), (window // 2, window // 2)))
   filters = mel_filters(mels, window // 2 + 1, sample_rate_hz)
@@ -64,7 +86,7 @@ def wave_of(
   *,
   sample_rate_hz: int,
   samples: int,
-  window: int = 512,
+  window: int = WINDOW,
   rounds: int = 60,
   seed: int = 0,
 ) -> np.ndarray:

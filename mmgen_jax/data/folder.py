@@ -12,7 +12,7 @@ import numpy as np
 
 from mmgen_jax.data import listing as listing_lib
 from mmgen_jax.data import modality, read
-from mmgen_jax.data.audio import log_mel
+from mmgen_jax.data.audio import check_form, log_mel
 from mmgen_jax.data.examples import Column, Examples, Spec
 
 VERSION = 1  # of what `load` makes of the stored records
@@ -59,6 +59,8 @@ def spec(
     length = tokens or min(LONGEST_CAPTION, max(map(len, train), default=1)) or 1
     modalities["caption"] = modality.text(vocabulary(train, words), length)
   if "audio" in listed.modalities:
+    form = {"sample_rate_hz": sample_rate_hz, "frames": frames, "mels": mels}
+    check_form(**form, samples=round(seconds * sample_rate_hz))
     modalities["audio"] = modality.audio(frames, mels, sample_rate_hz, seconds=seconds)
   names = {label: listed.names(label) for label in listed.labels}
   return Spec("folder", modalities, names)

@@ -144,7 +144,11 @@ def logistic_regression(
     p = np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None])
     gradient = (x.T @ (p - target)).ravel() + penalty * weights.ravel()
     curve = p[:, :, None] * np.eye(classes) - p[:, :, None] * p[:, None]
-    hessian = (x[:, :, None] * x[:, None]).reshape(n, -1).T @ curve.reshape(n, -1)
+    hessian, rows = np.zeros(((d + 1) ** 2, classes**2)), 1 + 2**22 // (d + 1) ** 2
+    for first in range(0, n, rows):  # bounded memory
+      a, c = x[first : first + rows], curve[first : first + rows]
+      products = (a[:, :, None] * a[:, None]).reshape(len(a), -1)
+      hessian += products.T @ c.reshape(len(a), -1)
     hessian = hessian.reshape(d + 1, d + 1, classes, classes).swapaxes(1, 2)
     size = (d + 1) * classes
     step = np.linalg.solve(hessian.reshape(size, size) + np.diag(penalty), gradient)

@@ -21,7 +21,7 @@ from mmgen_jax.models import latents
 from mmgen_jax.models.layers import apply, leaky_relu
 from mmgen_jax.models.vae import MLP, binarise
 from mmgen_jax.parallel import gather, pmean
-from mmgen_jax.steps.inputs import blank_missing
+from mmgen_jax.steps.inputs import blank_missing, check_binarise, check_fields
 
 stop = jax.lax.stop_gradient
 
@@ -68,11 +68,7 @@ def make_model(vae, config) -> Model:
     raise ValueError("one prior: model.pseudo_inputs or model.flow_layers must be 0")
   ((name, modality),) = vae.modalities.items()
   binary = config.loss.get("binarise", False)
-  if binary and modality.likelihood != "bernoulli":
-    raise ValueError(
-      f"loss.binarise is for a 'bernoulli' likelihood, {name!r} has"
-      f" {modality.likelihood!r} (model.likelihood)"
-    )
+  check_binarise(config, name, modality)
 
   def encode(params, values):
     means, logvars = apply(vae, params["vae"], values, method="encode")
@@ -289,6 +285,8 @@ def make_objective(config) -> Callable[[Pass], Float[Array, "b"]]:
       f"loss.objective {name!r} takes loss.samples = 1 and nothing missing from"
       f" `data`, got {samples} and {missing}"
     )
+  if name == "tc":
+    check_fields(config, "loss.objective 'tc'", "loss.examples", "loss.tc_weights")
   if (backward := config.loss.get("backward_samples", 0)) and name != "iwae":
     raise ValueError(
       f"loss.backward_samples is of the 'iwae': with {name!r} it must be 0, got"

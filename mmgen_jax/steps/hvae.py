@@ -21,7 +21,13 @@ from mmgen_jax.optim import (
 )
 from mmgen_jax.parallel import example_keys, mean_of_microbatches, pmean
 from mmgen_jax.state import State, new_state
-from mmgen_jax.steps.inputs import blank_missing, example_shapes, only, with_likelihood
+from mmgen_jax.steps.inputs import (
+  blank_missing,
+  check_binarise,
+  example_shapes,
+  only,
+  with_likelihood,
+)
 
 Modalities = Mapping[str, Modality]
 
@@ -30,15 +36,23 @@ def build(config, modalities: Modalities) -> HierarchicalVAE:
   """The VAE of the one modality that `config.model.modality` names.
 
   Raises:
-    ValueError: if the data set has no such modality, or it is text.
+    ValueError: if the data set has no such modality, or it is text; if stages are no
+      pyramid, or what is not binary is to be binarised.
   """
   m, dtype = config.model, jnp.bfloat16 if config.bfloat16 else jnp.float32
   named = with_likelihood(config, only(modalities, m.modality))
   one = named[m.modality]
   if one.kind == "text":
     raise ValueError(f"model.modality {m.modality!r} is text; choose an image or sound")
+  check_binarise(config, m.modality, one)
   scale = m.scales.get(one.kind, 1.0)
   stages = tuple(Stage(*stage) for stage in m.stages)
+  sides = [s.side for s in stages]
+  if sides != sorted(set(sides)) or not any(s.latent for s in stages):
+    raise ValueError(
+      "model.stages must be coarsest first, of sides that grow, one with latents at"
+      f" least; got sides {sides}, latents {[s.latent for s in stages]}"
+    )
   return HierarchicalVAE(named, stages, m.patch, m.mean, scale, dtype)
 
 

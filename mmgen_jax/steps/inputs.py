@@ -35,6 +35,25 @@ def with_likelihood(config, modalities: Mapping[str, Modality]) -> dict[str, Mod
   return {name: change(m) for name, m in modalities.items()}
 
 
+def check_binarise(config, name: str, modality: Modality) -> None:
+  """Raises ValueError if what is not binary is to be binarised."""
+  if config.loss.get("binarise", False) and modality.likelihood != "bernoulli":
+    raise ValueError(
+      f"loss.binarise is for a 'bernoulli' likelihood, {name!r} has"
+      f" {modality.likelihood!r} (model.likelihood)"
+    )
+
+
+def check_fields(config, why: str, *fields: str) -> None:
+  """Raises ValueError if the config lacks a field that another field's value asks for."""
+  for field in fields:
+    place = config
+    for part in field.split("."):
+      if part not in place:
+        raise ValueError(f"{why} needs {field}, which this config has not")
+      place = place[part]
+
+
 def example_shapes(modalities: Mapping[str, Modality]) -> dict:
   """Shapes and dtypes of a batch of one, for `init_params`."""
   dtype = {"text": jnp.int32}

@@ -18,7 +18,12 @@ from mmgen_jax.optim import apply_updates, init_optimizers, make_optimizer
 from mmgen_jax.parallel import example_keys, mean_of_microbatches
 from mmgen_jax.state import State, new_state
 from mmgen_jax.steps import bounds
-from mmgen_jax.steps.inputs import example_shapes, only, with_likelihood
+from mmgen_jax.steps.inputs import (
+  check_fields,
+  example_shapes,
+  only,
+  with_likelihood,
+)
 
 Modalities = Mapping[str, Modality]
 
@@ -88,6 +93,8 @@ def _optimizers(config) -> dict:
   if config.model.get("learned_scale", False):
     txs["noise"] = txs["vae"]
   if config.loss.get("objective", "elbo") == "factor":
+    why = "loss.objective 'factor'"
+    check_fields(config, why, "disc_optim", "model.disc_hidden", "loss.gamma")
     txs["discriminator"] = make_optimizer(config.disc_optim)
   return txs
 

@@ -20,6 +20,7 @@ from mmgen_jax.state import State, new_state
 from mmgen_jax.steps.coder import Coder, build
 from mmgen_jax.steps.inputs import (
   blank_missing,
+  check_fields,
   example_shapes,
   one_in,
   pair,
@@ -44,7 +45,11 @@ __all__ = [
 
 
 def _adversarial(config) -> bool:
-  return config.loss.get("gan_weight", 0.0) > 0.0
+  weight = config.loss.get("gan_weight", 0.0)
+  if weight > 0.0:
+    of_loss = [f"loss.{x}" for x in ("gan", "r1_gamma", "r1_fraction", "start_share")]
+    check_fields(config, f"loss.gan_weight = {weight}", "disc_optim", *of_loss)
+  return weight > 0.0
 
 
 def _discriminator(config, coder: Coder) -> Discriminator:
