@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_refused():
     config.model.stages = stages
     with pytest.raises(ValueError, match="sides that grow, one with latents at least"):
       hvae.build(config, modalities)
-  config, modalities, _ = case(binarise=True)
+  config, modalities, _ = case()
   config.model.likelihood = "gaussian"
   with pytest.raises(ValueError, match="binarise is for a 'bernoulli' likelihood"):
     hvae.build(config, modalities)
