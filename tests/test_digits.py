@@ -167,8 +167,8 @@ def test_raw_comes_from_the_environment(raw, small_mnist, tmp_path, monkeypatch)
     ({"a.txt": b""}, "no recordings called DIGIT_SPEAKER_INDEX.wav"),
     ({"1_nobody_0.wav": b""}, "unknown speaker"),
     ({"a/1_theo_0.wav": b"", "b/1_theo_0.wav": b""}, "same recording twice"),
-    ({"1_theo_0.wav": b"nonsense"}, "1_theo_0.wav: not a wav file"),
-    ({"1_theo_0.wav": wav([])}, "1_theo_0.wav: a wav file without samples"),
+    ({"1_theo_0.wav": b"nonsense"}, "1_theo_0.wav: not a wav, FLAC, Ogg or MP3 file"),
+    ({"1_theo_0.wav": wav([])}, "1_theo_0.wav: a sound file without samples"),
     ({"1_theo_0.wav": wav([1, 2], 16000)}, "sampled at 16000 Hz; wanted 8000"),
   ],
 )
