@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import tiny
+from tiny_models import same_on_four_devices, tiny
 
 from configs import recognition_digits, study_fusion
 from mmgen_jax import data as datasets
-from mmgen_jax import parallel, recognise, records
+from mmgen_jax import recognise, records
 from mmgen_jax.data import modality
 from mmgen_jax.data.examples import Column, Examples
 from mmgen_jax.metrics import calibration
@@ -75,22 +75,8 @@ def test_the_step_scales_only_what_the_fused_loss_tells_the_encoder_that_is_ahea
 def test_balance_is_of_the_whole_batch_on_any_number_of_devices():
   c, modalities, inputs = tiny("recognition")
   c.loss.balance = 0.7
-  result = {}
-  for devices, mode in ((1, "jit"), (4, "pmap")):
-    mesh = parallel.make_mesh(jax.devices()[:devices])
-    step = recognition.make_train_step(c, modalities)
-    run = parallel.compile_step(step, mesh, mode, updates=2)
-    state = recognition.init(jax.random.key(0), c, modalities)
-    before = jax.device_get(state.params)
-    state = parallel.put_replicated(state, mesh)
-    batch = parallel.put_inputs(inputs(0, 2), mesh, mode)
-    state, metrics = run(state, (), batch, jax.random.key(1))
-    moved = jax.tree.map(jnp.subtract, jax.device_get(state.params), before)
-    result[devices] = moved, jax.device_get(metrics)
-  one, four = (jax.tree.leaves(result[n]) for n in (1, 4))
-  for x, y in zip(one, four, strict=True):
-    np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-3 * np.abs(x).max() + 2e-8)
-  factors = [x for n, x in result[1][1].items() if "balance_" in n]
+  _, metrics = same_on_four_devices(recognition, c, modalities, inputs)
+  factors = [x for n, x in metrics.items() if "balance_" in n]
   assert factors and any((np.asarray(x) < 0.99).any() for x in factors)
 
 

@@ -1,8 +1,11 @@
 """Tiny configs, modalities and batches that tests share."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from configs import common
+from mmgen_jax import parallel
 from mmgen_jax.data import modality
 
 BATCH = 8
@@ -101,3 +104,26 @@ def tiny(family, **changes):
     }
 
   return config, modalities, inputs
+
+
+def same_on_four_devices(family, config, modalities, inputs):
+  """(how far parameters moved, metrics) of two updates, by jit on one device.
+
+  After it has seen that pmap over four moves them as far, and says the same.
+  """
+  result = {}
+  for devices, mode in ((1, "jit"), (4, "pmap")):
+    mesh = parallel.make_mesh(jax.devices()[:devices])
+    step = family.make_train_step(config, modalities)
+    run = parallel.compile_step(step, mesh, mode, updates=2)
+    state = family.init(jax.random.key(0), config, modalities)
+    before = jax.device_get(state.params)
+    state = parallel.put_replicated(state, mesh)
+    batch = parallel.put_inputs(inputs(0, 2), mesh, mode)
+    state, metrics = run(state, (), batch, jax.random.key(1))
+    moved = jax.tree.map(jnp.subtract, jax.device_get(state.params), before)
+    result[devices] = moved, jax.device_get(metrics)
+  one, four = (jax.tree.leaves(result[n]) for n in (1, 4))
+  for x, y in zip(one, four, strict=True):
+    np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-3 * np.abs(x).max() + 2e-8)
+  return result[1]
