@@ -261,6 +261,14 @@ def _required(function) -> list[str]:
   return [p.name for p in of if p.default is p.empty]
 
 
+def of_folder(config: Any, dir: str, **options) -> None:
+  """The user's folder in a data set's place, of the modalities already asked for."""
+  kept = config.data.options.get("modalities", ())
+  config.data.name = "folder"
+  with config.data.unlocked():
+    config.data.options = {"folder": dir, "modalities": kept, **options}
+
+
 def continued(config: Any) -> None:
   """From the networks of another run: --config.initial.vae=DIR or DIR:STEP."""
   config.initial = {"vae": ""}

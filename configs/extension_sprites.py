@@ -34,10 +34,7 @@ def pair(config):
 
 
 def folder(config, dir):
-  kept = config.data.options.get("modalities", ())
   quickstart.folder(config, dir)
-  with config.data.options.unlocked():
-    config.data.options.modalities = kept
   if "extend" in config:
     config.extend.modality = "audio"
 

@@ -77,9 +77,7 @@ def unconditional(config):
 
 
 def folder(config, dir):
-  config.data.name = "folder"
-  with config.data.unlocked():
-    config.data.options = {"folder": dir, "size": 32}
+  common.of_folder(config, dir, size=32)
   config.model.update(label="", classes=0)
 
 

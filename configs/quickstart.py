@@ -53,9 +53,7 @@ def get_sweep(arg=None):
 
 def folder(config, dir):
   """The same networks, of what a listing names; a discriminator of images, if any."""
-  config.data.name = "folder"
-  with config.data.unlocked():
-    config.data.options = {"folder": dir}
+  common.of_folder(config, dir)
   found = datasets.spec("folder", **config.data.options).modalities
   if "image" not in found and "adversarial" in config.loss:
     config.loss.adversarial = ()

@@ -31,21 +31,27 @@ def _windows(samples: int, frames: int, window: int):
 WINDOW = 512  # samples
 
 
-def check_form(
+def checked_filters(
   *, sample_rate_hz: int, samples: int, frames: int, mels: int, window: int = WINDOW
-) -> None:
-  """Raises ValueError if parts of a sound, or of its spectrum, would be in no value."""
+) -> np.ndarray:
+  """`mel_filters`, float32 [window / 2 + 1, mels], of spectrograms that see everything.
+
+  Raises:
+    ValueError: if parts of a sound, or of its spectrum, would be in no value.
+  """
   if samples > frames * window:
     raise ValueError(
       f"{samples} samples in {frames} frames: a frame sees {window} samples, so it takes"
       f" {-(-samples // window)} frames, shorter sounds, or a lower sample rate"
     )
-  empty = ~mel_filters(mels, window // 2 + 1, sample_rate_hz).any(0)
+  filters = mel_filters(mels, window // 2 + 1, sample_rate_hz)
+  empty = ~filters.any(0)
   if empty.any():
     raise ValueError(
       f"{mels} mels at {sample_rate_hz} Hz: {int(empty.sum())} of them lie between the"
       f" frequencies of {window} samples and are always silent; take fewer"
     )
+  return filters
 
 
 def log_mel(
@@ -58,16 +64,15 @@ def log_mel(
   and 0 dB at 255.
 
   Raises:
-    ValueError: if `wave` is not int16 [n, samples], or see `check_form`.
+    ValueError: if `wave` is not int16 [n, samples], or see `checked_filters`.
   """
   if wave.dtype != np.int16 or wave.ndim != 2:
     raise ValueError(f"wave must be int16 [n, samples], got {wave.dtype} {wave.shape}")
   n, samples = wave.shape
   form = {"sample_rate_hz": sample_rate_hz, "frames": frames, "mels": mels}
-  check_form(**form, samples=samples, window=window)
+  filters = checked_filters(**form, samples=samples, window=window)
   starts, hann = _windows(samples, frames, window)
   padded = np.pad(wave, ((0, 0), (window // 2, window // 2)))
-  filters = mel_filters(mels, window // 2 + 1, sample_rate_hz)
   out = np.empty((n, frames, mels), np.uint8)
   for first in range(0, n, 256):  # bounded memory
     block = padded[first : first + 256].astype(np.float32) / 32768.0

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmgen_jax.data import listing as listing_lib
 from mmgen_jax.data import modality, read
-from mmgen_jax.data.audio import check_form, log_mel
+from mmgen_jax.data.audio import checked_filters, log_mel
 from mmgen_jax.data.examples import Column, Examples, Spec
 
 VERSION = 1  # of what `load` makes of the stored records
@@ -60,7 +60,7 @@ def spec(
     modalities["caption"] = modality.text(vocabulary(train, words), length)
   if "audio" in listed.modalities:
     form = {"sample_rate_hz": sample_rate_hz, "frames": frames, "mels": mels}
-    check_form(**form, samples=round(seconds * sample_rate_hz))
+    checked_filters(**form, samples=round(seconds * sample_rate_hz))
     modalities["audio"] = modality.audio(frames, mels, sample_rate_hz, seconds=seconds)
   names = {label: listed.names(label) for label in listed.labels}
   return Spec("folder", modalities, names)
