@@ -1,29 +1,18 @@
 """Digits: pairs that share the digit and nothing else, speakers kept apart."""
 
-import io
 import os
 import subprocess
 import sys
-import wave
 import zipfile
 
 import numpy as np
 import pytest
+from test_media import wav
 
 from mmgen_jax import data
 from mmgen_jax.data import digits, feeds, modality, read, spoken_digits
 
 SPLITS = ("train", "validation", "test", "test_speaker")
-
-
-def wav(samples, rate_hz=8000, channels=1, width=2) -> bytes:
-  file = io.BytesIO()
-  with wave.open(file, "wb") as out:
-    out.setnchannels(channels)
-    out.setsampwidth(width)
-    out.setframerate(rate_hz)
-    out.writeframes(np.asarray(samples, "<i2" if width == 2 else "u1").tobytes())
-  return file.getvalue()
 
 
 def tone(digit: int, speaker: int, index: int) -> np.ndarray:
